@@ -1,0 +1,1 @@
+"""Tasks: seeded problems whose answers, and each step towards them, can be checked exactly."""

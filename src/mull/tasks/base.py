@@ -1,0 +1,143 @@
+"""The Task contract, and what every task shares: splits that cannot overlap, stable ids, self-validation.
+
+A thought is text; its steps are its non-empty lines. A task's `check_steps` judges every line against the problem,
+not against one reference solution: any correct way of working is right, and any false line is wrong.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import random
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Literal
+
+from mull.errors import UserError, nearest
+from mull.types import Problem, Question, Reference, StepVerdict, Verdict
+
+Split = Literal["train", "valid", "test"]
+SPLITS: tuple[Split, ...] = ("train", "valid", "test")
+
+
+def split_of(key: str) -> Split:
+    """The split that a problem belongs to, from a hash of its canonical key: 1/8 test, 1/16 valid, the rest train.
+
+    Membership is a property of the problem, not of the generator's seed, so that no two splits can share a problem.
+    """
+    h = hashlib.blake2b(key.encode(), digest_size=8).digest()[0]
+    return "test" if h < 32 else "valid" if h < 48 else "train"
+
+
+@dataclass(frozen=True, slots=True)
+class Solution:
+    """A worked solution: the thought (lines of text, no thought tags) and the final answer."""
+
+    thought: str
+    answer: str
+
+
+@dataclass(slots=True)
+class Validation:
+    """What `Task.validate` found: every failure is a sentence."""
+
+    checked: int = 0
+    failures: list[str] = field(default_factory=list)
+
+
+class Task(ABC):
+    """One family of checkable problems with difficulty levels.
+
+    Subclasses are final. They implement `draw` (any problem of a level) and the checks; splits, ids and validation
+    are here.
+    """
+
+    name: str
+    levels: tuple[int, ...]  # ascending difficulty; levels[0] is the easy one
+    description: str  # one sentence for people
+    max_thought: int = 256  # characters that a sensible chain of thought of the hardest level stays below
+
+    # --- what a task implements
+
+    @abstractmethod
+    def draw(self, level: int, rng: random.Random) -> tuple[str, str, Reference]:
+        """One problem: (canonical key, question text, reference). Equal problems have equal keys."""
+
+    @abstractmethod
+    def check(self, problem: Problem, answer: str) -> Verdict:
+        """Judges a final answer. Strict: the answer alone, no superset, no second try."""
+
+    @abstractmethod
+    def check_steps(self, problem: Problem, thought: str) -> list[StepVerdict]:
+        """Judges every non-empty line of a thought, in order."""
+
+    @abstractmethod
+    def canonical(self, question: Question, answer: str) -> str | None:
+        """The form that votes are counted by; None when `answer` is not of the task's form. Sees no reference."""
+
+    @abstractmethod
+    def solve(self, problem: Problem) -> Solution:
+        """The reference solver's clean worked solution: every step right."""
+
+    @abstractmethod
+    def imperfect(self, problem: Problem, rng: random.Random) -> Solution:
+        """A worked solution as people really write them, for pretraining: see the task for its habits."""
+
+    @abstractmethod
+    def red_team(self, problem: Problem) -> list[str]:
+        """Wrong answers that a sloppy checker might pay for."""
+
+    # --- what every task shares
+
+    def problem(self, level: int, rng: random.Random) -> tuple[str, Problem]:
+        key, text, reference = self.draw(level, rng)
+        digest = hashlib.blake2b(key.encode(), digest_size=6).hexdigest()
+        return key, Problem(Question(f"{self.name}/{level}/{digest}", self.name, text, level), reference)
+
+    def stream(self, level: int, split: Split, seed: int) -> Iterator[Problem]:
+        """Endless problems of one level and split, the same for the same seed; repeats are possible."""
+        if level not in self.levels:
+            raise UserError(f"task {self.name} has no level {level}; its levels are {self.levels[0]} to {self.levels[-1]}")
+        if split not in SPLITS:
+            raise UserError(f"unknown split {split!r}{nearest(split, SPLITS)}; the splits are {', '.join(SPLITS)}")
+        rng = random.Random(f"{self.name}/{level}/{split}/{seed}")
+        while True:
+            key, problem = self.problem(level, rng)
+            if split_of(key) == split:
+                yield problem
+
+    def problems(self, level: int, split: Split, seed: int, n: int) -> list[Problem]:
+        """`n` different problems; UserError when the level has too few."""
+        found: dict[str, Problem] = {}
+        tries = 0
+        for problem in self.stream(level, split, seed):
+            found.setdefault(problem.question.id, problem)
+            tries += 1
+            if len(found) == n:
+                return list(found.values())
+            if tries > 200 * n + 20_000:
+                raise UserError(
+                    f"task {self.name} level {level} has only about {len(found)} different {split} problems, {n} were asked for"
+                )
+        raise AssertionError("stream is endless")
+
+    def validate(self, n: int = 50, seed: int = 0) -> Validation:
+        """Runs the checker on its own gold answers and solutions, and on the red-team list."""
+        out = Validation()
+        for level in self.levels:
+            for problem in self.problems(level, "train", seed, n):
+                out.checked += 1
+                where = f"{problem.question.id} {problem.question.text!r}"
+                gold = self.solve(problem)
+                for answer in {problem.reference.answer, gold.answer}:
+                    if self.check(problem, answer).correct is not True:
+                        out.failures.append(f"{where}: gold answer {answer!r} is refused")
+                    if self.canonical(problem.question, answer) is None:
+                        out.failures.append(f"{where}: gold answer {answer!r} has no canonical form")
+                for step in self.check_steps(problem, gold.thought):
+                    if step.ok is False:
+                        out.failures.append(f"{where}: gold step {step.text!r} is refused: {step.why}")
+                for wrong in self.red_team(problem):
+                    if self.check(problem, wrong).correct is not False:
+                        out.failures.append(f"{where}: wrong answer {wrong!r} is paid")
+        return out
