@@ -1,0 +1,1 @@
+"""Learning: from graded traces to samples, batches, losses and parameter updates. Pure functions all the way."""
