@@ -280,4 +280,4 @@ def majority_vote(pools: Sequence[Sequence[Verdict]], n: int) -> Estimate:
     """Accuracy of a majority vote over n samples, from pools of at least n, with an interval clustered by problem."""
     unscorable = sum(v.correct is None for pool in pools for v in pool)
     samples = sum(map(len, pools)) - unscorable
-    return share(vote_values(pools, [n])[:, 0], samples, unscorable)
+    return share(vote_values(pools, [n])[:, 0].tolist(), samples, unscorable)
