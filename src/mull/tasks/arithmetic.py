@@ -17,7 +17,7 @@ MAX_DEPTH = 12
 
 _SPACES = " *"
 _TOKEN = re.compile(_SPACES + r"((?:0|[1-9][0-9]{0,5})(?![0-9])|[a-z](?![a-z])|[-+*/()])")
-_INTEGER = re.compile(r"0|-?[1-9][0-9]{0,5}")
+_INTEGER = re.compile(r"0|-?[1-9][0-9]{0,14}")
 
 
 @dataclass(frozen=True, slots=True)
