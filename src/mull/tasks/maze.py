@@ -139,7 +139,10 @@ def _straight(maze: Maze, cell: str, rng: random.Random) -> list[str]:
 
 
 def _walk(maze: Maze, rng: random.Random, lines: list[str], redo: str = "", shun: Collection[str] = ()) -> list[str]:
-    """Walks from S, writing one line per try into `lines`; the way to G, through walls where the walker slipped."""
+    """Walks from S, writing one line per try into `lines`; the way to G, through walls where the walker slipped.
+
+    Empty when the walker gave up. What a try ruled out stays ruled out, even where only its own trail was in the way.
+    """
     dead = set(shun)
     mistaken: set[str] = set()
 
@@ -157,11 +160,13 @@ def _walk(maze: Maze, rng: random.Random, lines: list[str], redo: str = "", shun
         if way[-1] == maze.goal:
             lines.append(f"{redo}{' '.join(way)} goal")
             return way
+        if len(way) == 1:
+            break
         lines.append(f"{redo}{' '.join(way)} back")
         while len(way) > 1 and not options(way[-1], way):
             dead.add(way.pop())
     lines.append("give up")
-    return [maze.start, *_straight(maze, maze.start, rng)]
+    return []
 
 
 def _waves(maze: Maze, rng: random.Random, lines: list[str]) -> list[str]:
@@ -206,13 +211,12 @@ def _check(maze: Maze, rng: random.Random, lines: list[str], way: list[str], bou
         walls = [cell for cell in way if not maze.free(cell)]
         lines.append(f"check {''.join(maze.glyph[cell] for cell in way)} {'no' if walls else 'ok'}")
         if walls and rng.random() < REPAIR:
-            return _walk(maze, rng, lines, "redo ", walls)
+            return _walk(maze, rng, lines, "redo ", walls) or way
     if rng.random() < CHECK and sum(map(len, lines)) < PATIENCE:
         n = len(way) - 1 + (rng.choice((-1, 1)) if rng.random() < COUNT else 0)
         lines.append(f"check {n} moves {bound} {'ok' if n == least else 'no'}")
         if n != least and rng.random() < REPAIR:
-            other = _walk(maze, rng, lines, "redo ")
-            return min(way, other, key=len)
+            return min(way, _walk(maze, rng, lines, "redo ") or way, key=len)
     return way
 
 
@@ -325,7 +329,7 @@ class MazeTask(Task):
     def imperfect(self, problem: Problem, rng: random.Random) -> Solution:
         maze = parse(problem.question.text)
         lines = [f"S{maze.start} G{maze.goal}"]
-        mood = rng.random()
+        mood, way = rng.random(), []
         turn = TURN * CARE if mood < WAVES else TURN
         if mood < WAVES:
             way = _waves(maze, rng, lines)
@@ -337,8 +341,7 @@ class MazeTask(Task):
             if lines[-1].endswith("goal"):
                 away = maze.away(maze.start)
                 way = _check(maze, rng, lines, way, f"{away} away", away)
-        else:
-            way = [maze.start, *_straight(maze, maze.start, rng)]
+        way = way or [maze.start, *_straight(maze, maze.start, rng)]
         answer = "".join(rng.choice("UDLR") if rng.random() < turn else move for move in moves(way))
         return Solution("\n".join(lines), answer)
 
@@ -349,12 +352,11 @@ class MazeTask(Task):
         wrong += [gold[0] + OPPOSITE[gold[0]] + gold]  # there and back first: not shortest
         wrong += [gold + OPPOSITE[gold[-1]] + gold[-1]]  # passes G and comes back
         wrong += [gold + move for move in STEP]
-        down, right = int(maze.goal[0]) - int(maze.start[0]), int(maze.goal[1]) - int(maze.start[1])
-        down_moves, right_moves = ("D" * down or "U" * -down), ("R" * right or "L" * -right)
-        for straight in (down_moves + right_moves, right_moves + down_moves):
-            if _follow(maze, straight) is None:
-                wrong.append(straight)  # through a wall
-        # Around the outside: over the top and the left, where a negative index would wrap around.
-        wrong.append("U" * (int(maze.start[0]) + 1) + right_moves + "D" * (int(maze.goal[0]) + 1))
-        wrong.append("L" * (int(maze.start[1]) + 1) + down_moves + "R" * (int(maze.goal[1]) + 1))
+        rows = problem.question.text.split("\n")
+        ring = ["." * (len(rows[0]) + 2)]
+        for world in (problem.question.text.replace("#", "."), "\n".join([*ring, *(f".{r}." for r in rows), *ring])):
+            other = parse(world)  # without walls, and with a way around the outside
+            way = moves(_trace(other, other.distance, lambda near: near[0])[::-1])
+            if _follow(maze, way) is None:
+                wrong.append(way)
         return wrong
