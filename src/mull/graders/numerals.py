@@ -116,9 +116,10 @@ _UNIT_NAMES = {
 }
 UNITS = {alias: unit for unit, aliases in _UNIT_NAMES.items() for alias in aliases.split()}
 # Words that change the number or hedge: never a unit.
-_NOT_UNITS = frozenset(
-    """hundred thousand million billion trillion dozen half third quarter score or and not plus minus times over mod pi e
-    about approximately roughly nearly almost maybe if is no wrong correct exactly infinity squared cubed point""".split()
+_NOT_UNITS = re.compile(
+    "(hundred|thousand|million|billion|trillion|dozen|half|third|quarter|score|or|and|not|plus|minus|times|over|mod|pi|e|"
+    "about|approximately|roughly|nearly|almost|maybe|if|is|no|wrong|correct|exactly|infinity|squared|cubed|point)s?",
+    re.IGNORECASE,
 )
 _UNIT = re.compile(
     r"(?P<body>.*?)\s*(?P<unit>\\text\s*\{(?P<text>[A-Za-z $%.]{1,32})\}"
@@ -134,11 +135,7 @@ def unit_of(words: str, known: bool) -> str | None:
     if len(parts) == 2 and parts[0].lower() in ("square", "sq", "cubic", "cu"):
         power = "^2" if parts[0].lower().startswith("s") else "^3"
         parts = parts[1:]
-    if (
-        not parts
-        or len(parts) > 2
-        or any(p.lower() in _NOT_UNITS or p.lower().rstrip("s") in _NOT_UNITS for p in parts)
-    ):
+    if not parts or len(parts) > 2 or any(_NOT_UNITS.fullmatch(part) for part in parts):
         return None
     if len(parts) == 1:
         for word in (parts[0], parts[0].lower(), parts[0].lower().removesuffix("s")):

@@ -70,7 +70,7 @@ class _Worker:
         return line
 
     def kill(self) -> None:
-        """Kills and reaps, from any thread; whoever waits for the answer sees the end of the pipe. In a fork: nothing."""
+        """Kills and reaps, from any thread; who waits for its answer sees the end of the pipe. In a fork: nothing."""
         if os.getpid() == self.owner:
             with contextlib.suppress(OSError):
                 self.process.kill()
@@ -132,6 +132,7 @@ class Workers:
             ) as problem:  # TimeoutError is an OSError; ValueError: no JSON, or a closed pipe
                 if worker is not None:
                     self._discard(worker)
+                    self.restarts += 1
                 late = isinstance(problem, TimeoutError)
                 raise Unscorable(f"grader took over {deadline_s:g} s" if late else f"grader died: {problem}") from None
             except BaseException:  # an interrupt in between: an answer may still be under way, so the process is spent
@@ -159,7 +160,6 @@ class Workers:
         worker.end()
         with self._lock:
             self._alive.discard(worker)
-            self.restarts += 1
 
     def close(self) -> None:
         """Ends every process, busy ones included (their callers get Unscorable)."""
