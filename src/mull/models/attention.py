@@ -28,11 +28,13 @@ def causal(windows: tuple[int | None, ...] = ()) -> Attend:
         q, k, v = (_fast_dtype(x).transpose(1, 2) for x in (q_BTHD, k_BTKD, v_BTKD))
         gqa = q.shape[1] != k.shape[1]
         if window is None or window >= q.shape[2]:
-            return F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=gqa).transpose(1, 2)
+            attended = F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=gqa)
+            return attended.transpose(1, 2).to(q_BTHD.dtype)
         t = torch.arange(q.shape[2], device=q.device)
         distance = t[:, None] - t[None, :]
         mask = (distance >= 0) & (distance < window)
-        return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, enable_gqa=gqa).transpose(1, 2)
+        attended = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, enable_gqa=gqa)
+        return attended.transpose(1, 2).to(q_BTHD.dtype)
 
     return attend
 

@@ -10,6 +10,7 @@ Weights of q, k, v and of gate, up are stored joined (one matrix product each); 
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -77,6 +78,12 @@ class Transformer(nn.Module):
         self.register_buffer("inv_freq", inv_freq, persistent=False)
         self.rope_factor = factor
 
+    def _apply(self, fn: Callable, recurse: bool = True) -> Transformer:
+        # A move to bf16 (or to memory without values) must not round or lose the frequencies.
+        super()._apply(fn, recurse)
+        self.inv_freq = inverse_frequencies(self.config)[0].to(self.device)
+        return self
+
     @property
     def dtype(self) -> torch.dtype:
         return self.embedding.weight.dtype
@@ -91,10 +98,10 @@ class Transformer(nn.Module):
 
     def forward(self, tokens: torch.Tensor, positions: torch.Tensor, attend: Attend) -> torch.Tensor:
         """Final hidden states [..., E] of tokens[...] at positions[...] (int64)."""
-        angles = positions[..., None, None].float() * self.inv_freq.float()
+        angles = positions[..., None, None].float() * self.inv_freq
         cos, sin = angles.cos() * self.rope_factor, angles.sin() * self.rope_factor
         x = F.embedding(tokens, self.embedding.weight)
-        for i, layer in enumerate(self.layers):
+        for i, layer in enumerate(cast("list[Layer]", self.layers)):
             q, k, v = layer.before(x, cos, sin)
             x = layer.after(x, attend(i, q, k, v))
         return self.norm(x)
