@@ -1,0 +1,1 @@
+"""Sampling: the `Sampler` contract, the local continuous-batching engine, and a scripted fake."""
