@@ -308,7 +308,7 @@ def test_diligence_and_fewer_slips_pay(monkeypatch):
 
     base, diligent = rate(), rate(WAVES=1.0, TRACE=1.0)
     assert diligent > base + 0.3
-    assert rate(WAVES=1.0, TRACE=1.0, CARE=0.0) == 1.0 > diligent
+    assert rate(WAVES=1.0, TRACE=1.0, CARE=0.0, MISS=0.0) == 1.0 > diligent
     assert rate(WAVES=0.0, WALK=0.0) < base
 
 

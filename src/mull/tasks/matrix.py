@@ -8,6 +8,7 @@ follows one rule along all rows (at the hardest level perhaps along all columns)
     n col 135 246 35? sum 8    the same by column
     s ABC CDE EA? none         no rule of the family fits these rows
     check 234 +1 ok            one complete row against a rule ("no": it does not fit); `check col 135 sum ok`
+    check 345 +1 ok            the same of the last row with a value put in
     redo n 123 234 34? +1 5    replaces an earlier line
     give up                    no claim
 
@@ -30,9 +31,10 @@ from mull.tasks.base import Solution, Task
 from mull.types import Problem, Question, Reference, StepKind, StepVerdict, Verdict
 
 # Habits of the people who write `imperfect` solutions, as probabilities.
-CAREFUL = 0.22  # writes all rows of an attribute before naming a rule
+CAREFUL = 0.21  # writes all rows of an attribute before naming a rule
 HALF = 0.18  # writes one complete row and the last; everyone else is hurried and looks at the last row only
-CHECK = (0.1, 0.25, 0.2)  # checks a rule on another complete row: hurried, half, careful
+CHECK = (0.15, 0.35, 0.3)  # checks a rule: hurried, half, careful
+FILLED = 0.4  # of those who check: on the last row with the value put in; the others on a complete row
 SKIP = (0.25, 0.15, 0.02)  # leaves an attribute out and guesses it from a neighbour: hurried, half, careful
 REPAIR = 0.85  # of those whose check fails: redoes the attribute with all rows
 MORE = 0.3  # of those whom no rule fits yet: looks at one row more; the others guess
@@ -218,8 +220,8 @@ class MatrixTask(Task):
         """What is wrong with a check of a rule on a complete row; empty when nothing is."""
         way, row, rule = "col" if found[1] else "row", found[2], found[3]
         for name, a in known.items():
-            one, two, _ = a.rows[way]
-            if row in (one, two):
+            one, two, last = a.rows[way]
+            if row in (one, two) or row[:2] == last:
                 right = fits(rule, row, name, two if row == one else one)
                 return "" if right == (found[4] == "ok") else f"not {found[4]}"
         return f"{row} is no complete {way}"
@@ -303,8 +305,9 @@ def _work(
         value = rng.choice([*VALUES[a.name][max(i - 1, 0) : i + 2], *last])
     lines.append(f"{redo}{a.name} {mark}{head}? {rule} {value}")
     if not redo and rng.random() < CHECK[quoted]:
-        left = [row for row in shown if row not in rows] or shown
-        row = rng.choice(left)
+        row = next((row for row in reversed(shown) if row not in rows), shown[1])  # rather one not looked at
+        if rng.random() < FILLED:
+            row = last + value
         right = rng.random() < BLIND or fits(rule, row, a.name, shown[0] if row == shown[1] else shown[1])
         lines.append(f"check {mark}{row} {rule} {'ok' if right else 'no'}")
         if not right and rng.random() < REPAIR:

@@ -38,11 +38,11 @@ TOWARDS = 0.2  # a walker takes the step that looks nearest to G, otherwise any 
 CHECK = 0.3  # checks the length of the way
 LOOK = 0.25  # looks at every cell of the way once more
 REPAIR = 0.8  # of those whose check fails: tries another way
-CARE = 0.4  # who counts waves makes so many of the slips that others make
 # Slips, per occasion.
-MISS = 0.06  # overlooks a free cell beside the wave
+MISS = 0.024  # overlooks a free cell beside the wave
 WALL = 0.04  # takes a wall for free
 TURN = 0.05  # writes a wrong move for a step of the way
+CARE = 0.4  # factor on the two above for whoever counts waves
 COUNT = 0.06  # miscounts moves in a check
 PATIENCE = 230  # characters after which nobody starts another try or check
 
@@ -178,7 +178,7 @@ def _waves(maze: Maze, rng: random.Random, lines: list[str]) -> list[str]:
         new: list[str] = []
         for cell in last:
             for b in maze.beside[cell]:
-                if b not in wave and (rng.random() >= CARE * MISS if maze.free(b) else rng.random() < CARE * WALL):
+                if b not in wave and (rng.random() >= MISS if maze.free(b) else rng.random() < CARE * WALL):
                     wave[b] = k
                     new.append(b)
         if not new:
