@@ -77,6 +77,7 @@ FALSE_POSITIVES = [  # gold, wrong answer
     ("6-5i", "6+5i"),
     (r"\sqrt{2}", "2x+"),  # not a formula
     (r"\begin{pmatrix}1\\2\end{pmatrix}", r"\begin{pmatrix}1&2\end{pmatrix}"),
+    ("x+y=0", "x+y=0 98765"),
     ("7", ""),
     ("7", " "),
 ]

@@ -31,6 +31,7 @@ from __future__ import annotations
 
 import asyncio
 import importlib.util
+import re
 import sys
 import threading
 from collections.abc import Callable
@@ -265,6 +266,8 @@ def _symbolic(gold: str, answer: str, ask: Ask) -> None:
     left_open = {match.group(0) for match in UNEVALUATED.finditer(answer)}
     if left_open - {match.group(0) for match in UNEVALUATED.finditer(gold)}:
         raise _Refused(f"left to be worked out: {min(left_open)}")
+    if re.search(r"\d \d", answer):  # math-verify multiplies them: `y = 0 98765` would be `y = 0`
+        raise _Refused("two numbers side by side")
     if reason := too_large(answer):
         raise _Refused(reason)
     if reason := too_large(gold):

@@ -11,7 +11,7 @@ import random
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, Protocol, runtime_checkable
 
 from mull.errors import UserError, nearest
 from mull.types import Problem, Question, Reference, StepVerdict, Verdict
@@ -43,6 +43,53 @@ class Validation:
 
     checked: int = 0
     failures: list[str] = field(default_factory=list)
+
+
+@runtime_checkable
+class Checked(Protocol):
+    """Problems and their checks: all that training, search and evaluation need of a task.
+
+    `Task` below satisfies it, and so do the adapters for data sets and for reasoning-gym, which have no solver and no
+    step checks of their own. `problems`, `up_to` and `stream` are as in `Task`.
+    """
+
+    name: str
+    levels: tuple[int, ...]
+    description: str
+    max_thought: int
+
+    def stream(self, level: int, split: Split, seed: int) -> Iterator[Problem]: ...
+
+    def problems(self, level: int, split: Split, seed: int, n: int) -> list[Problem]: ...
+
+    def up_to(self, level: int, split: Split, seed: int, n: int) -> list[Problem]: ...
+
+    def check(self, problem: Problem, answer: str) -> Verdict: ...
+
+    def check_steps(self, problem: Problem, thought: str) -> list[StepVerdict]: ...
+
+    def canonical(self, question: Question, answer: str) -> str | None: ...
+
+
+def refuse_unknown(task: Checked, level: int, split: str) -> None:
+    """UserError for a level that the task has not, or a split that does not exist."""
+    if level not in task.levels:
+        known = f"{min(task.levels)} to {max(task.levels)}" if len(task.levels) > 1 else f"only {min(task.levels)}"
+        raise UserError(f"task {task.name} has no level {level}; its levels are {known}")
+    if split not in SPLITS:
+        raise UserError(f"unknown split {split!r}{nearest(split, SPLITS)}; the splits are {', '.join(SPLITS)}")
+
+
+def different(stream: Iterator[Problem], n: int) -> list[Problem]:
+    """The first `n` different problems of an endless stream, or as many as a long look finds."""
+    found: dict[str, Problem] = {}
+    nothing_new = 0  # draws in a row
+    for problem in stream if n > 0 else ():
+        nothing_new = nothing_new + 1 if problem.question.id in found else 0
+        found.setdefault(problem.question.id, problem)
+        if len(found) == n or nothing_new > 50 * len(found) + 1000:
+            break
+    return list(found.values())
 
 
 class Task(ABC):
@@ -96,11 +143,7 @@ class Task(ABC):
 
     def stream(self, level: int, split: Split, seed: int) -> Iterator[Problem]:
         """Endless problems of one level and split, the same for the same seed; repeats are possible."""
-        if level not in self.levels:
-            first, last = self.levels[0], self.levels[-1]
-            raise UserError(f"task {self.name} has no level {level}; its levels are {first} to {last}")
-        if split not in SPLITS:
-            raise UserError(f"unknown split {split!r}{nearest(split, SPLITS)}; the splits are {', '.join(SPLITS)}")
+        refuse_unknown(self, level, split)
         rng = random.Random(f"{self.name}/{level}/{split}/{seed}")
         while True:
             key, problem = self.problem(level, rng)
@@ -119,14 +162,7 @@ class Task(ABC):
 
     def up_to(self, level: int, split: Split, seed: int, n: int) -> list[Problem]:
         """`n` different problems, or as many as a long look finds where the level has fewer."""
-        found: dict[str, Problem] = {}
-        nothing_new = 0  # draws in a row
-        for problem in self.stream(level, split, seed) if n > 0 else ():
-            nothing_new = nothing_new + 1 if problem.question.id in found else 0
-            found.setdefault(problem.question.id, problem)
-            if len(found) == n or nothing_new > 50 * len(found) + 1000:
-                break
-        return list(found.values())
+        return different(self.stream(level, split, seed), n)
 
     def validate(self, n: int = 50, seed: int = 0) -> Validation:
         """Runs the checker on its own gold answers and solutions, and on the red-team list; a level with fewer than
