@@ -6,7 +6,7 @@ import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
-from itertools import pairwise
+from itertools import chain, pairwise
 from pathlib import Path
 
 from tokenizers import Tokenizer
@@ -93,7 +93,10 @@ class Chat:
             value = read_object(folder / name).get("eos_token_id")
             end += value if isinstance(value, list) else [] if value is None else [value]
         end += [special["eos_token"]] if "eos_token" in special else []
-        text = path.read_text(encoding="utf-8")
+        try:
+            text = path.read_text(encoding="utf-8")
+        except UnicodeDecodeError as e:
+            raise UserError(f"{path} cannot be read ({e}): download the model again") from e
         return cls(str(folder), text, template_of(folder, config), special, end, spell_think)
 
     # --- text and tokens
@@ -237,7 +240,7 @@ class Chat:
         Without that character no message can spell a control token, whatever a template cuts out of it.
         """
         used = set("".join([self._template_source, *(s for turn in turns for s in strings(turn))]))
-        free = (c for c in map(chr, [*range(0xE000, 0xF900), *range(0xF0000, 0xFFFFE)]) if c not in used)
+        free = (c for c in map(chr, chain(range(0xE000, 0xF900), range(0xF0000, 0xFFFFE))) if c not in used)
         return {mark: next(free) for mark in self._marks}
 
     def _encode_rendered(self, guarded: str, guard: dict[str, str]) -> list[int]:

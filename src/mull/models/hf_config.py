@@ -63,7 +63,7 @@ def config_from_hf(raw: Mapping[str, Any], where: str) -> ModelConfig:
         max_positions=max_positions,
         rope_theta=theta,
         rope_scaling=scaling,
-        norm_eps=float(raw.get("rms_norm_eps", 1e-6)),
+        norm_eps=_number(raw.get("rms_norm_eps", 1e-6), "rms_norm_eps", where),
         qk_norm=family == "qwen3",
         qkv_bias=family == "qwen2" or (bias and family != "mistral"),
         o_bias=bias and family in ("llama", "qwen3"),
@@ -145,6 +145,12 @@ def _whole(raw: Mapping[str, Any], key: str, where: str, default: int | None = N
     return value
 
 
+def _number(value: Any, key: str, where: str) -> float:
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or value <= 0:
+        raise UserError(f"{where} has {key} = {value!r}, which must be a positive number: correct the file")
+    return float(value)
+
+
 def _windows(raw: Mapping[str, Any], family: Family, layers: int, where: str) -> tuple[int | None, ...]:
     """Each layer's window; () where all layers attend to everything."""
     if family == "llama" or (family != "mistral" and not raw.get("use_sliding_window", False)):
@@ -169,10 +175,13 @@ def _windows(raw: Mapping[str, Any], family: Family, layers: int, where: str) ->
 
 def _rope(raw: Mapping[str, Any], max_positions: int, where: str) -> tuple[float, dict[str, Any]]:
     """(theta, scaling parameters with `rope_type`; {} for none)."""
-    given = dict(raw.get("rope_scaling") or raw.get("rope_parameters") or {})
+    given = raw.get("rope_scaling") or raw.get("rope_parameters") or {}
+    if not isinstance(given, Mapping):
+        raise UserError(f"{where} has rope parameters {given!r}, which must be an object: correct the file")
+    given = dict(given)
     if any(isinstance(value, Mapping) for value in given.values()):
         raise UserError(f"{where} has rope parameters per layer type, which is not supported: use another model")
-    theta = float(given.pop("rope_theta", None) or raw.get("rope_theta") or 10_000.0)
+    theta = _number(given.pop("rope_theta", None) or raw.get("rope_theta") or 10_000.0, "rope_theta", where)
     if (given.pop("partial_rotary_factor", None) or raw.get("partial_rotary_factor") or 1.0) != 1.0:
         raise UserError(f"{where} rotates only a part of each head (partial_rotary_factor), which is not supported")
     old_name = given.pop("type", None)
@@ -187,6 +196,5 @@ def _rope(raw: Mapping[str, Any], max_positions: int, where: str) -> tuple[float
     if kind == "yarn" and given.get("factor") is None:
         given["factor"] = max_positions / given["original_max_position_embeddings"]
     for key in _NEEDED_BY_ROPE[kind]:
-        if isinstance(given.get(key), bool) or not isinstance(given.get(key), (int, float)):
-            raise UserError(f"{where} asks for rope scaling {kind!r} with {key} = {given.get(key)!r}: give a number")
+        _number(given.get(key), key, f"{where}, which asks for rope scaling {kind!r},")
     return theta, {**given, "rope_type": kind}
