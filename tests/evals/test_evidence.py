@@ -2,6 +2,7 @@ import json
 import socket
 import subprocess
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -11,7 +12,7 @@ from mull.evals import evidence, tables
 REPOSITORY = Path(__file__).parents[2]
 
 
-def row(**changes):
+def row(**changes) -> Any:
     base = {
         "claim": "pass@1 of the trained model",
         "value": 0.61,
@@ -39,7 +40,7 @@ def test_commit_and_machine_are_filled_in(tmp_path):
     bare = {k: v for k, v in row().items() if k not in ("commit", "machine")}
     evidence.write("bare", [bare], root=tmp_path)
     (written,) = evidence.read("bare", tmp_path)
-    assert written["machine"] == evidence.machine() and "core" in written["machine"]
+    assert written["machine"] == evidence.machine() and socket.gethostname() not in written["machine"]
     assert written["commit"] == evidence.commit()
 
 
@@ -92,16 +93,15 @@ def test_bad_names_and_files(tmp_path):
 
 
 def test_a_failed_write_leaves_the_old_file(tmp_path, monkeypatch):
-    path = tmp_path / "kept.json"
-    path.write_text("old")
+    path = evidence.write("kept", [row()], root=tmp_path)
 
     def full_disk(*_):
         raise OSError("No space left on device")
 
     monkeypatch.setattr("os.fsync", full_disk)
     with pytest.raises(OSError):
-        evidence.write_text(path, "new")
-    assert path.read_text() == "old" and [p.name for p in tmp_path.iterdir()] == ["kept.json"]
+        evidence.write("kept", [row(value=0.6)], root=tmp_path)
+    assert evidence.read("kept", tmp_path) == [row()] and list(tmp_path.iterdir()) == [path]
 
 
 def test_commit_says_when_code_changed_and_documents_do_not_count(tmp_path):

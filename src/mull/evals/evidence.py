@@ -9,17 +9,17 @@ from __future__ import annotations
 import json
 import math
 import os
-import platform
 import re
 import shutil
 import socket
 import subprocess
-import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypedDict
 
 from mull.errors import UserError, nearest
+from mull.files import write_whole
+from mull.machine import machine
 
 ROOT = Path("docs/evidence")
 _NAME = re.compile(r"[a-z0-9]+(?:-[a-z0-9]+)*")
@@ -58,7 +58,8 @@ def write(name: str, rows: Sequence[Mapping[str, Any]], root: str | os.PathLike[
     if any("machine" not in row for row in rows):
         here["machine"] = machine()
     checked = [validate({**here, **row}, f"evidence {name}, row {i + 1}") for i, row in enumerate(rows)]
-    write_text(path, json.dumps(checked, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_whole(path, (json.dumps(checked, indent=1, ensure_ascii=False, allow_nan=False) + "\n").encode())
     return path
 
 
@@ -119,32 +120,11 @@ def _is_integer(x: object) -> bool:
     return isinstance(x, int) and not isinstance(x, bool)
 
 
-# ------------------------------------------------------------------------------------ where it was measured
-
-
-def machine() -> str:
-    """CPU model and usable cores, and the GPUs that the driver reports: "AMD EPYC, 2 cores; NVIDIA H100"."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    parts = [f"{_cpu_model()}, {cores} core{'s' if cores != 1 else ''}"]
-    gpus = _output("nvidia-smi", "--query-gpu=name", "--format=csv,noheader").splitlines()
-    parts += [f"{gpus.count(gpu)} x {gpu}" if gpus.count(gpu) > 1 else gpu for gpu in dict.fromkeys(gpus)]
-    return "; ".join(parts)
-
-
-def _cpu_model() -> str:
-    try:
-        found = re.search(r"^model name\s*:\s*(.+)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
-        if found:
-            return " ".join(found[1].split())
-    except OSError:
-        pass
-    return _output("sysctl", "-n", "machdep.cpu.brand_string") or platform.processor() or platform.machine() or "CPU"
-
-
 def commit(root: str | os.PathLike[str] = ".") -> str:
     """The checkout's commit, with "+changes" where tracked code differs from it; "unknown" outside a checkout.
 
-    Documents are not code: a script that rewrites its own evidence does not make the next row dirty.
+    Unlike `mull.machine.commit` it leaves documents aside: a script that has just written its evidence must not make
+    the next script's rows look like the work of changed code.
     """
     head = _output("git", "-C", os.fspath(root), "rev-parse", "--short=12", "HEAD")
     if not head:
@@ -163,20 +143,3 @@ def _output(*command: str) -> str:
         return subprocess.run(command, capture_output=True, text=True, check=True, timeout=20).stdout.strip()
     except (subprocess.SubprocessError, OSError):
         return ""
-
-
-def write_text(path: Path, text: str) -> None:
-    """Writes a file in one piece: whoever reads it sees the old text or the new, whatever dies in between."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    mode = path.stat().st_mode & 0o777 if path.exists() else 0o644
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8", newline="\n") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(temporary, mode)
-        os.replace(temporary, path)
-    except BaseException:
-        os.unlink(temporary)
-        raise

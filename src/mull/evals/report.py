@@ -21,7 +21,6 @@ from pathlib import Path
 from typing import Any, cast
 
 from mull.errors import UserError
-from mull.evals.evidence import write_text
 from mull.evals.report_data import (
     Interval,
     ReportData,
@@ -32,6 +31,7 @@ from mull.evals.report_data import (
     percent,
     power,
 )
+from mull.files import write_whole
 
 _SLOT = re.compile(r"\{\{(\w+)\}\}")
 _JSON_ESCAPES = {ord(c): f"\\u{ord(c):04x}" for c in "<>&\u2028\u2029"}
@@ -39,8 +39,11 @@ _JSON_ESCAPES = {ord(c): f"\\u{ord(c):04x}" for c in "<>&\u2028\u2029"}
 
 def write_report(data: ReportData, path: str | os.PathLike[str]) -> Path:
     """Renders `data` into the file `path`, in one piece."""
-    write_text(Path(path), render(data))
-    return Path(path)
+    page = render(data).encode()
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_whole(path, page)
+    return path
 
 
 def render(data: ReportData) -> str:
@@ -109,7 +112,7 @@ def _tiles(data: ReportData) -> str:
     if p["control"] is not None:
         tiles.append(("Random rewards", percent(p["control"]["mean"]), _range(p["control"]), "control"))
     for curve in data["test"]:
-        drawn = [q for q in curve["points"] if q["accuracy"] is not None]
+        drawn: list[Any] = [q for q in curve["points"] if q["accuracy"] is not None]
         if (curve["task"], curve["model"], curve["method"]) == ("mean", "trained", "vote") and len(drawn) > 1:
             rise = drawn[-1]["accuracy"] - drawn[0]["accuracy"]
             times = drawn[-1]["flops"] / drawn[0]["flops"] if drawn[0]["flops"] else math.nan
@@ -200,7 +203,7 @@ def _length_table(data: ReportData) -> str:
             cuts = [ordered[min(len(ordered) - 1, int(q * len(ordered)))] for q in (0.1, 0.5, 0.9)]
             mean = sum(ordered) / len(ordered)
             rows.append((name, f"{mean:,.1f}", *(f"{c:,}" for c in cuts), f"{ordered[-1]:,}", f"{len(ordered):,}"))
-    head = ("tokens", "mean", "10%", "median", "90%", "longest", "thoughts")
+    head = ("tokens", "mean", "10%", "median", "90%", "longest", "n")
     return _table(head, rows, "Tokens per thought")
 
 
@@ -208,7 +211,8 @@ def _behaviour_table(data: ReportData) -> str:
     def cell(interval: Interval, unit: str) -> str:
         if interval["mean"] is None:
             return "–"
-        return f"{_text(_amount(interval['mean'], unit))}<small>{_text(_range(interval, unit))}</small>"
+        span, n = _range(interval, unit).split(", ")
+        return f"{_text(_amount(interval['mean'], unit))}<small>{_text(span)} <span>{_text(n)}</span></small>"
 
     rows = [(_text(r["name"]), cell(r["before"], r["unit"]), cell(r["after"], r["unit"])) for r in data["behaviours"]]
     return _table(("", "before", "after"), rows, "Behaviours before and after training, with 95% intervals")
@@ -216,7 +220,7 @@ def _behaviour_table(data: ReportData) -> str:
 
 def _ledger_table(data: ReportData) -> str:
     counts = ("sampled_tokens", "prefill_tokens", "cached_tokens", "trained_tokens")
-    phases = [dict(p) for p in data["ledger"]]
+    phases: list[dict[str, Any]] = [{**p} for p in data["ledger"]]
     total = {key: sum(p[key] for p in phases) for key in (*counts, "flops", "seconds")}
     rows = [
         (

@@ -19,6 +19,7 @@ from pathlib import Path
 
 from mull.errors import UserError
 from mull.evals import evidence
+from mull.files import write_whole
 
 _OPEN = re.compile(r"\s*<!-- evidence:(\S+) -->\s*")
 _CLOSE = re.compile(r"\s*<!-- /evidence -->\s*")
@@ -138,7 +139,7 @@ def update(paths: Iterable[str | Path], root: str | Path = evidence.ROOT, check:
             drawn.append((path, text))
     if not check:
         for path, text in drawn:
-            evidence.write_text(path, text)
+            write_whole(path, text.encode())
     return drift
 
 

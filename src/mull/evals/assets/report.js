@@ -363,7 +363,9 @@
     if (value === null || value === undefined) return "–";
     if (unitName === "share") return percent(value);
     const size = Math.abs(value);
-    const text = size >= 1000 ? d3.format(",.0f")(value) : size > 0 && size < 1e-3 ? d3.format(".1e")(value) : d3.format(".4~g")(value);
+    // a ratio of policies lives in the fourth decimal
+    const format = size >= 1000 ? ",.0f" : size > 0 && size < 1e-3 ? ".1e" : Math.abs(value - 1) < 0.01 ? ".4f" : ".3~g";
+    const text = d3.format(format)(value);
     return unitName ? `${text} ${unitName}` : text;
   }
 
