@@ -26,7 +26,7 @@ from mull.engine.pages import PAGE, OutOfPages, PagePool, chain
 from mull.engine.sampler import derive_seed
 from mull.engine.sampling import draw, uniforms
 from mull.errors import StopReason, UserError
-from mull.ledger import causal_context, forward_flops
+from mull.models.flops import causal_context, forward_flops
 from mull.models.transformer import Transformer
 from mull.types import Completion, Cost, SamplingParams
 

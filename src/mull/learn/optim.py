@@ -7,7 +7,7 @@ steps of 1e-4 of a weight's size are below bf16's resolution (1/256) and would b
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -38,6 +38,20 @@ def adamw(
 ) -> torch.optim.AdamW:
     """AdamW over `parameter_groups`, in its fused form (one kernel for the update, on CPU as on GPU)."""
     return torch.optim.AdamW(parameter_groups(model, weight_decay), lr=lr, betas=betas, eps=eps, fused=True)
+
+
+def muon(model: nn.Module, lr: float, weight_decay: float = 0.1) -> list[torch.optim.Optimizer]:
+    """Muon (Jordan et al. 2024) for the layers' matrices, AdamW for embeddings, head, norms and biases.
+
+    The updates are scaled to AdamW's usual size (Liu et al. 2502.16982), so that one learning rate serves both.
+    """
+    matrices = [p for p in parameter_groups(model, weight_decay)[0]["params"] if p.ndim == 2]
+    taken = {id(p) for p in matrices}
+    rest = [p for p in model.parameters() if p.requires_grad and id(p) not in taken]
+    return [
+        torch.optim.Muon(matrices, lr=lr, weight_decay=weight_decay, adjust_lr_fn="match_rms_adamw"),
+        torch.optim.AdamW(rest, lr=lr, betas=(0.9, 0.95), weight_decay=0.0, fused=True),
+    ]
 
 
 # ------------------------------------------------------------------------------------------ learning rates
@@ -93,14 +107,20 @@ def clip_gradients(parameters: Iterable[nn.Parameter], max_norm: float) -> float
     return float(norm)
 
 
-def step(model: nn.Module, optimizer: torch.optim.Optimizer, lr: float, max_norm: float = 1.0) -> Update:
-    """Clips, steps with learning rate `lr`, clears the gradients.
+def step(
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer | Sequence[torch.optim.Optimizer],
+    lr: float,
+    max_norm: float = 1.0,
+) -> Update:
+    """Clips, steps with learning rate `lr`, clears the gradients. Several optimisers share the model's parameters.
 
     When the gradient's norm is not finite, neither the parameters nor the optimiser's state change, and the result
     says which parameters were broken. (A norm that overflows although every entry is finite is skipped as well, with
     no name.)
     """
-    for group in optimizer.param_groups:
+    optimizers = [optimizer] if isinstance(optimizer, torch.optim.Optimizer) else list(optimizer)
+    for group in [group for one in optimizers for group in one.param_groups]:
         group["lr"] = lr
     norm = clip_gradients(model.parameters(), max_norm)
     skipped, broken = not math.isfinite(norm), ()
@@ -108,6 +128,7 @@ def step(model: nn.Module, optimizer: torch.optim.Optimizer, lr: float, max_norm
         grads = [(name, p.grad) for name, p in model.named_parameters() if p.grad is not None]
         broken = tuple(name for name, grad in grads if not bool(torch.isfinite(grad).all()))
     else:
-        optimizer.step()
-    optimizer.zero_grad(set_to_none=True)
+        for one in optimizers:
+            one.step()
+    model.zero_grad(set_to_none=True)
     return Update(norm, skipped, broken)
