@@ -28,7 +28,7 @@ from mull.models import hf
 from mull.models.compiled import compile_layers
 from mull.models.flops import train_flops
 from mull.models.nano import nano_config, write_tokenizer
-from mull.progress import Progress
+from mull.progress import Mode, Progress
 from mull.runfolder import RunFolder
 from mull.tasks.base import Task
 from mull.tasks.load import PUZZLES, load_task
@@ -68,13 +68,18 @@ def documents(tasks: list[Task], chat: Chat, levels: int, seed: int) -> Iterator
         yield supervised(chat.prompt(problem.question.text), chat.reply(worked.thought, worked.answer))
 
 
-def pretrain(cfg: PretrainConfig, command: str = "", resume: bool = False, quiet: bool = False) -> Path:
+def pretrain(cfg: PretrainConfig, command: str = "", resume: bool = False, mode: Mode = "auto") -> Path:
     """Runs the recipe; returns the folder of the trained model. See `PretrainConfig` for every setting."""
     tasks = [load_task(name) for name in cfg.tasks]
     if cfg.threads:
         torch.set_num_threads(cfg.threads)
     with RunFolder.create(
-        cfg.out, configs.to_toml(cfg), command, cfg.seed, resume=resume, may_change=("threads", "checkpoint_every")
+        cfg.out,
+        configs.to_toml(cfg),
+        command,
+        cfg.seed,
+        resume=resume,
+        may_change=("steps", "threads", "checkpoint_every"),
     ) as run:
         tokenizer = cfg.out / "tokenizer"
         write_tokenizer(tokenizer)
@@ -91,10 +96,10 @@ def pretrain(cfg: PretrainConfig, command: str = "", resume: bool = False, quiet
                 one.load_state_dict(saved)
             flops = state["flops"]
             run.truncate_metrics(step)
-        note = compile_layers(model) if cfg.compile else ""
+        note = compile_layers(model) if cfg.compile else "training runs eagerly (compile = false)"
 
-        with Progress(cfg.steps, start=step, title="pretraining nano", quiet=quiet) as progress:
-            progress.note(note)
+        with Progress("pretraining nano", cfg.steps, start=step, mode=mode) as progress:
+            progress.say(note)
             while step < cfg.steps:
                 started = time.perf_counter()
                 samples, tokens = [], 0
@@ -126,7 +131,7 @@ def pretrain(cfg: PretrainConfig, command: str = "", resume: bool = False, quiet
                     "flops": flops,
                 }
                 run.log(step, metrics)
-                progress.update(step, metrics)
+                progress.update(step, **metrics)
                 if step % cfg.checkpoint_every == 0 or step == cfg.steps:
                     state = {
                         "model": model.state_dict(),

@@ -24,8 +24,11 @@ class Decoding:
     top_k: int = 0
 
 
+ON_POLICY = Decoding()
+
+
 async def sample(
-    question: Question, sampler: Sampler, chat: Chat, budget: Budget, decoding: Decoding = Decoding(), seed: int = 0
+    question: Question, sampler: Sampler, chat: Chat, budget: Budget, decoding: Decoding = ON_POLICY, seed: int = 0
 ) -> Trace:
     """`budget.samples` independent chains of thought, each of at most think_tokens + answer_tokens tokens.
 
@@ -42,7 +45,7 @@ async def sample(
 
 
 async def sample_forced(
-    question: Question, sampler: Sampler, chat: Chat, budget: Budget, decoding: Decoding = Decoding(), seed: int = 0
+    question: Question, sampler: Sampler, chat: Chat, budget: Budget, decoding: Decoding = ON_POLICY, seed: int = 0
 ) -> Trace:
     """Chains whose thought is closed by force after `budget.think_tokens` tokens, so that every one gives an answer.
 

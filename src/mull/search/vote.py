@@ -8,7 +8,7 @@ from collections.abc import Callable
 from mull.chat import Chat
 from mull.engine.sampler import Sampler
 from mull.ledger import Budget
-from mull.search.sample import Decoding, sample
+from mull.search.sample import ON_POLICY, Decoding, sample
 from mull.types import Question, Trace
 
 Canonical = Callable[[Question, str], str | None]
@@ -20,7 +20,7 @@ async def vote(
     chat: Chat,
     budget: Budget,
     canonical: Canonical,
-    decoding: Decoding = Decoding(),
+    decoding: Decoding = ON_POLICY,
     seed: int = 0,
 ) -> Trace:
     """The majority answer of `budget.samples` chains; of equally frequent answers the one reached first.

@@ -1,0 +1,409 @@
+"""Reinforcement learning on the model's own chains of thought. The loop is `rl()`; everything it calls is a function.
+
+One step: sample a group of chains for each of several questions, grade the answers exactly, turn rewards into
+advantages, and take one optimiser step (or `minibatches` of them) on the tokens that the model itself sampled.
+
+Default: advantages are rewards minus their group's mean, without a division by the standard deviation (Dr.GRPO); the
+loss is averaged over all tokens of the step (DAPO); the sampler's own log-probabilities anchor the importance ratio,
+which is truncated (TIS); groups whose rewards are all equal teach nothing, are dropped and replaced.
+
+Where this departs from papers: a step keeps *every* mixed group that it sampled, so its size varies a little around
+`groups`; how many questions to ask in the first round follows from how many groups were mixed lately.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import copy
+import functools
+import random
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from mull import config as configs
+from mull.chat import Chat
+from mull.engine import native
+from mull.engine.local import LocalEngine
+from mull.engine.sampler import Sampler, derive_seed
+from mull.errors import UserError
+from mull.evals.collapse import CollapseDetector
+from mull.evals.evaluate import Evaluation, evaluate, held_out, thought_tokens
+from mull.evals.grade import grade
+from mull.learn import advantages, losses, optim, samples, shaping
+from mull.learn.forward import batch_logprobs
+from mull.learn.pack import pack, to_device
+from mull.ledger import Budget, Ledger
+from mull.models import hf
+from mull.models.compiled import compile_layers
+from mull.models.flops import train_flops
+from mull.models.nano import shipped_folder
+from mull.models.transformer import Transformer
+from mull.progress import Mode, Progress
+from mull.runfolder import RunFolder
+from mull.search.sample import Decoding, sample
+from mull.tasks.base import Checked
+from mull.tasks.load import load_task
+from mull.types import Cost, Sample, Trace
+
+Algorithm = Literal["mull", "grpo", "dr_grpo", "rloo", "reinforce_pp", "dapo", "cispo", "gspo"]
+
+
+@dataclass(frozen=True)
+class RLConfig:
+    model: str = "nano"  # a Hugging Face folder, or nano for the one that ships
+    out: Path = Path("runs/rl")
+    tasks: tuple[str, ...] = ("chain", "countdown")
+    levels: tuple[int, ...] = (1, 2)
+    steps: int = 100
+    groups: int = 24  # questions with mixed rewards to learn from in one step
+    group_size: int = 16  # chains for each question
+    think_tokens: int = 256
+    answer_tokens: int = 32
+    temperature: float = 1.0
+    top_p: float = 1.0
+    top_k: int = 0
+    algorithm: Algorithm = "mull"
+    truncated: Literal["zero", "leave_out", "mask", "keep"] = "zero"  # chains that ran out of tokens: see learn/shaping
+    overlong_buffer: int = 0  # DAPO's soft penalty over the last so many tokens; 0: none
+    ratio_cap: float = 2.0  # of the truncated importance ratio (mull, rloo) and of cispo
+    clip_low: float = 0.2
+    clip_high: float = 0.2  # dapo: 0.28 unless given
+    kl: float = 0.0  # weight of the KL to the starting model
+    minibatches: int = 1  # optimiser steps on one step's chains
+    lr: float = 3e-4
+    warmup: int = 5
+    weight_decay: float = 0.0
+    max_grad_norm: float = 1.0
+    random_reward: bool = False  # the control: rewards are coin flips, and nothing may improve
+    eval_every: int = 0  # steps between evaluations on held-out problems; 0: none
+    eval_problems: int = 256
+    eval_samples: int = 2
+    checkpoint_every: int = 10
+    micro_tokens: int = 8192  # tokens of one forward and backward pass, padding included
+    max_sequences: int = 512  # that the engine decodes at once
+    memory_gib: float = 0.0  # for keys and values; 0: the engine's default
+    compile: bool = True
+    device: str = "cpu"
+    dtype: Literal["float32", "bfloat16"] = "float32"  # of sampling and of the products in training
+    seed: int = 0
+    threads: int = 0  # of torch; 0: its own choice
+
+    def __post_init__(self) -> None:
+        if self.group_size < 2:
+            raise UserError("group_size must be at least 2: a group's mean is the baseline of its members")
+        if self.overlong_buffer >= self.think_tokens + self.answer_tokens:
+            raise UserError("overlong_buffer must be smaller than think_tokens + answer_tokens")
+
+
+# ------------------------------------------------------------------------------------ what an algorithm is
+
+
+@dataclass(frozen=True)
+class Method:
+    """An algorithm, as three choices: rewards to advantages, the policy loss, and how token losses are averaged."""
+
+    advantages: Callable[[list[advantages.Rewards]], list[advantages.Advantages]]
+    policy: losses.PolicyLoss
+    aggregate: losses.Aggregate
+
+
+def method(cfg: RLConfig) -> Method:
+    """The choices that a name stands for; docs/methods and each function's docstring name the paper."""
+
+    def each(f: Callable[[advantages.Rewards], advantages.Advantages]):
+        return lambda groups: [f(group) for group in groups]
+
+    truncated = functools.partial(losses.truncated_ratio, cap=cfg.ratio_cap)
+    clipped = functools.partial(losses.ppo_clip, low=cfg.clip_low, high=cfg.clip_high)
+    higher = functools.partial(losses.ppo_clip, low=cfg.clip_low, high=max(cfg.clip_high, 0.28))
+    by_length = functools.partial(losses.constant_length, length=cfg.think_tokens + cfg.answer_tokens)
+    mean = advantages
+    match cfg.algorithm:
+        case "mull":
+            return Method(each(mean.mean_centred), truncated, losses.token_mean)
+        case "grpo":
+            return Method(each(mean.grpo), clipped, losses.sequence_mean)
+        case "dr_grpo":
+            return Method(each(mean.mean_centred), clipped, by_length)
+        case "rloo":
+            return Method(each(mean.rloo), truncated, by_length)
+        case "reinforce_pp":
+            return Method(mean.reinforce_pp_baseline, clipped, losses.token_mean)
+        case "dapo":
+            return Method(each(mean.grpo), higher, losses.token_mean)
+        case "cispo":
+            return Method(each(mean.grpo), functools.partial(losses.cispo, cap=cfg.ratio_cap), losses.token_mean)
+        case "gspo":
+            return Method(each(mean.grpo), losses.gspo, losses.sequence_mean)
+
+
+def shaped_rewards(cfg: RLConfig, traces: Sequence[Trace], rng: random.Random) -> list[float | None]:
+    """One group's rewards: the graders' (or the control's coin flips), after length penalty and truncation policy."""
+    rewards = samples.rewards(traces)
+    if cfg.random_reward:
+        rewards = list(advantages.random_rewards(len(rewards), rng))
+    cut = samples.truncated(traces)
+    if cfg.overlong_buffer:
+        limit = cfg.think_tokens + cfg.answer_tokens
+        lengths = [len(thought_tokens(t, leaf)) for t in traces for leaf in t.leaves]
+        penalties = [shaping.overlong_penalty(n, limit, cfg.overlong_buffer) for n in lengths]
+        rewards = shaping.with_penalty(rewards, penalties)
+    if cfg.truncated == "zero" and not cfg.random_reward:
+        rewards = shaping.zero_truncated(rewards, cut)
+    if cfg.truncated == "leave_out":
+        rewards = shaping.leave_out_truncated(rewards, cut)
+    return list(rewards)
+
+
+# ------------------------------------------------------------------------------------------------ rollouts
+
+
+@dataclass
+class Rollouts:
+    """One step's chains: the groups to learn from, and what was seen on the way."""
+
+    groups: list[tuple[Trace, list[float | None]]]  # mixed groups: one trace with a leaf per chain, and rewards
+    asked: int = 0
+    constant: int = 0
+    traces: list[Trace] = None  # type: ignore[assignment]  # all of them, constant groups included
+
+
+async def collect(
+    cfg: RLConfig, tasks: Sequence[Checked], sampler: Sampler, chat: Chat, step: int, mixed_share: float
+) -> Rollouts:
+    """Rounds of questions until `cfg.groups` groups with mixed rewards are there, or four times as many were asked.
+
+    Question i of a step is a function of (seed, step, i), and a round is submitted whole, so that a resumed run asks
+    and samples exactly what the interrupted one would have.
+    """
+    out = Rollouts([], traces=[])
+    budget = Budget(think_tokens=cfg.think_tokens, answer_tokens=cfg.answer_tokens, samples=cfg.group_size)
+    decoding = Decoding(cfg.temperature, cfg.top_p, cfg.top_k)
+
+    async def one(i: int) -> tuple[Trace, list[float | None]]:
+        rng = random.Random(derive_seed(cfg.seed, step, i))
+        task = rng.choice(tasks)
+        level = rng.choice([level for level in cfg.levels if level in task.levels])
+        problem = next(task.stream(level, "train", rng.getrandbits(62)))
+        trace = await sample(problem.question, sampler, chat, copy.copy(budget), decoding, rng.getrandbits(62))
+        return grade(task, problem, trace), shaped_rewards(cfg, [trace], rng)
+
+    while len(out.groups) < cfg.groups and out.asked < 4 * cfg.groups:
+        wanted = max(2, round((cfg.groups - len(out.groups)) / max(mixed_share, 0.25)))
+        wanted = min(wanted, 4 * cfg.groups - out.asked)
+        for trace, rewards in await asyncio.gather(*(one(out.asked + i) for i in range(wanted))):
+            out.traces.append(trace)
+            if advantages.constant(rewards):
+                out.constant += 1
+            else:
+                out.groups.append((trace, rewards))
+        out.asked += wanted
+    return out
+
+
+def to_samples(cfg: RLConfig, chosen: Method, rollouts: Rollouts) -> list[Sample]:
+    """Advantages for every group, then samples. Groups stay whole: nothing is filtered after advantages."""
+    by_group = chosen.advantages([rewards for _, rewards in rollouts.groups])
+    out: list[Sample] = []
+    for number, ((trace, _), values) in enumerate(zip(rollouts.groups, by_group, strict=True)):
+        if cfg.truncated == "mask":
+            values = shaping.mask_truncated(values, samples.truncated([trace]))
+        out += samples.from_rollouts([trace], values, group=number)
+    return out
+
+
+# ------------------------------------------------------------------------------------------------ learning
+
+
+def learn(
+    cfg: RLConfig,
+    chosen: Method,
+    model: Transformer,
+    optimizer: torch.optim.Optimizer,
+    reference: Transformer | None,
+    todo: Sequence[Sample],
+    lr: float,
+) -> dict[str, float]:
+    """`cfg.minibatches` optimiser steps on the samples, in order of their groups; returns the diagnostics."""
+    seen: list[losses.Diagnostics] = []
+    norms: list[float] = []
+    skipped = 0
+    share = -(-len(todo) // cfg.minibatches)
+    for start in range(0, len(todo), share):
+        for batch in pack(todo[start : start + share], cfg.micro_tokens):
+            batch = to_device(batch, cfg.device)
+            with torch.autocast(cfg.device, torch.bfloat16, enabled=cfg.dtype == "bfloat16"):
+                if reference is not None:
+                    with torch.no_grad():
+                        batch.ref_logprobs_BT, _ = batch_logprobs(reference, batch)
+                logprobs_BT, entropy_BT = batch_logprobs(model, batch)
+            loss, micro = losses.loss(
+                batch,
+                logprobs_BT,
+                policy=chosen.policy,
+                aggregate=chosen.aggregate,
+                kl_weight=cfg.kl,
+                entropy_BT=entropy_BT,
+            )
+            loss.backward()
+            seen.append(micro)
+        update = optim.step(model, optimizer, lr, cfg.max_grad_norm)
+        norms.append(update.grad_norm)
+        skipped += update.skipped
+    return {**losses.summarise(seen), "grad_norm": sum(norms) / max(len(norms), 1), "skipped_updates": skipped}
+
+
+# ------------------------------------------------------------------------------------------------ the loop
+
+
+def model_folder(name: str) -> Path:
+    return shipped_folder() if name == "nano" else Path(name)
+
+
+def rl(cfg: RLConfig, command: str = "", resume: bool = False, mode: Mode = "auto") -> Path:
+    """Trains; returns the folder of the trained model. Resuming continues bitwise identically on CPU."""
+    if cfg.threads:
+        torch.set_num_threads(cfg.threads)
+    tasks = [load_task(name) for name in cfg.tasks]
+    held = held_out(tasks, cfg.levels, cfg.eval_problems, "test", cfg.seed) if cfg.eval_every else []
+    source = model_folder(cfg.model)
+    chat = Chat.load(source)
+    model = hf.load(source, device=cfg.device)
+    reference = copy.deepcopy(model).requires_grad_(False) if cfg.kl else None
+    chosen = method(cfg)
+    optimizer = optim.adamw(model, cfg.lr, cfg.weight_decay)
+    ledger, detector = Ledger(), CollapseDetector()
+    step, mixed_share, version = 0, 0.5, 0
+
+    with RunFolder.create(
+        cfg.out, configs.to_toml(cfg), command, cfg.seed, resume, may_change=("steps", "threads", "eval_every")
+    ) as run:
+        if latest := run.latest():
+            step, state = latest
+            model.load_state_dict(state["model"])
+            optimizer.load_state_dict(state["optimizer"])
+            ledger = Ledger.restore(state["ledger"])
+            mixed_share, version = state["mixed_share"], state["policy_version"]
+            run.truncate_metrics(step)
+            for row in run.metrics():
+                detector.update(row["step"], row["reward"], row["entropy"], row["length"], row["truncated"])
+        memory = int(cfg.memory_gib * 2**30) or None
+        engine = LocalEngine(model, chat, cfg.max_sequences, memory, policy_version=version)
+        compiled = compile_layers(model) if cfg.compile else "training runs eagerly (compile = false)"
+
+        title = f"{'random rewards' if cfg.random_reward else cfg.algorithm} on {', '.join(cfg.tasks)}"
+        with Progress(title, cfg.steps, start=step, mode=mode) as progress:
+            progress.say(f"{native.status()}; {compiled}")
+            while step < cfg.steps:
+                if cfg.eval_every and step == 0:
+                    run.log(0, {"eval": report_eval(cfg, held, engine, chat, ledger), **totals(ledger)})
+                started = time.perf_counter()
+                rollouts = asyncio.run(collect(cfg, tasks, engine, chat, step, mixed_share))
+                sampled = time.perf_counter()
+                todo = to_samples(cfg, chosen, rollouts)
+                lr = optim.constant(step, peak=cfg.lr, warmup=cfg.warmup)
+                diagnostics = learn(cfg, chosen, model, optimizer, reference, todo, lr)
+                trained = time.perf_counter()
+
+                step += 1
+                mixed_share = 0.8 * mixed_share + 0.2 * len(rollouts.groups) / rollouts.asked
+                cost = sum((t.cost for t in rollouts.traces), Cost())
+                ledger.charge("rollouts", cost + Cost(seconds=sampled - started))
+                lengths = [len(s.tokens) for s in todo]
+                flops = train_flops(model.config, lengths) * (4 / 3 if cfg.kl else 1)  # the reference's forward pass
+                ledger.charge("training", Cost(trained_tokens=sum(lengths), flops=flops, seconds=trained - sampled))
+                metrics = {
+                    **describe(rollouts, chat),
+                    **diagnostics,
+                    **totals(ledger),
+                    "lr": lr,
+                    "mixed_share": mixed_share,
+                    "rollout_seconds": sampled - started,
+                    "train_seconds": trained - sampled,
+                    "sampled_tokens_per_second": cost.sampled_tokens / (sampled - started),
+                    "tokens_per_second": cost.sampled_tokens / (trained - started),
+                }
+                if cfg.eval_every and (step % cfg.eval_every == 0 or step == cfg.steps):
+                    metrics["eval"] = report_eval(cfg, held, engine, chat, ledger)
+                run.log(step, metrics)
+                if alarm := detector.update(
+                    step, metrics["reward"], metrics.get("entropy"), metrics["length"], metrics["truncated"]
+                ):
+                    progress.say(f"{alarm} (the best checkpoint is kept)", important=True)
+                shown_metrics = {k: v for k, v in metrics.items() if not isinstance(v, dict)}
+                progress.update(step, **shown_metrics)
+                shown = rollouts.traces[step % len(rollouts.traces)]
+                run.add_traces(step, [trace_row(shown, chat)])
+                thought, answer, _ = chat.split(thought_tokens(shown, shown.leaves[0]))
+                progress.sample(shown.question.text, thought, answer, shown.verdicts[0].correct)
+                if step % cfg.checkpoint_every == 0 or step == cfg.steps:
+                    state = {
+                        "model": model.state_dict(),
+                        "optimizer": optimizer.state_dict(),
+                        "ledger": ledger.state(),
+                        "mixed_share": mixed_share,
+                        "policy_version": engine.policy_version + 1,  # the weights have moved since it last looked
+                    }
+                    recent = [row["reward"] for row in run.metrics() if row["step"] > max(0, step - 10)]
+                    recent = [r for r in recent if r is not None]
+                    score = sum(recent) / len(recent) if recent else 0.0
+                    run.save_checkpoint(step, state, lambda f: hf.save(model, f / "hf", source), score)
+        hf.save(model, cfg.out / "model", source=source)
+    return cfg.out / "model"
+
+
+def describe(rollouts: Rollouts, chat: Chat) -> dict[str, Any]:
+    """What the sampled chains were like. Also under random rewards `reward` is the graders': it is what is watched."""
+    verdicts = [v for t in rollouts.traces for v in t.verdicts]
+    scored = [v.reward for v in verdicts if v.reward is not None]
+    lengths = [len(thought_tokens(t, leaf)) for t in rollouts.traces for leaf in t.leaves]
+    cut = samples.truncated(rollouts.traces)
+    by_task: dict[str, list[float]] = {}
+    for trace in rollouts.traces:
+        by_task.setdefault(trace.question.task, []).extend(v.reward for v in trace.verdicts if v.reward is not None)
+    return {
+        "reward": sum(scored) / len(scored) if scored else None,
+        "reward_by_task": {name: sum(values) / len(values) for name, values in sorted(by_task.items()) if values},
+        "length": sum(lengths) / len(lengths),
+        "truncated": sum(cut) / len(cut),
+        "unscorable": len(verdicts) - len(scored),
+        "asked": rollouts.asked,
+        "constant_groups": rollouts.constant / rollouts.asked,
+        "groups": len(rollouts.groups),
+    }
+
+
+def totals(ledger: Ledger) -> dict[str, float]:
+    """The x-axis of the train curve: what training has cost so far, evaluations not counted."""
+    spent = sum((cost for phase, cost in ledger.phases.items() if phase != "evaluation"), Cost())
+    return {"flops": spent.flops, "total_sampled_tokens": spent.sampled_tokens, "trained_tokens": spent.trained_tokens}
+
+
+def report_eval(cfg: RLConfig, held: list, sampler: Sampler, chat: Chat, ledger: Ledger) -> dict[str, Any]:
+    """pass@1 on the held-out problems, over all and by task, with intervals."""
+    started = time.perf_counter()
+    budget = Budget(think_tokens=cfg.think_tokens, answer_tokens=cfg.answer_tokens, samples=cfg.eval_samples)
+    evaluation: Evaluation = asyncio.run(evaluate(held, sampler, chat, budget, seed=cfg.seed))
+    ledger.charge("evaluation", evaluation.cost + Cost(seconds=time.perf_counter() - started))
+    names = dict.fromkeys(h.task.name for h in held)
+    return {
+        "all": evaluation.accuracy.as_dict(),
+        "tasks": {name: evaluation.of(name).accuracy.as_dict() for name in names},
+    }
+
+
+def trace_row(trace: Trace, chat: Chat) -> dict[str, Any]:
+    """One group as a line of the run's trace file."""
+    return {
+        "question": trace.question.id,
+        "text": trace.question.text,
+        "chains": [
+            {"text": chat.decode(thought_tokens(trace, leaf)), "correct": verdict.correct, "answer": answer}
+            for leaf, answer, verdict in zip(trace.leaves, trace.answers, trace.verdicts, strict=True)
+        ],
+    }
