@@ -51,7 +51,7 @@ bench: $(BENCH_VENV)/.mull-bench
 	$(BENCH_VENV)/bin/mull bench rl-step
 
 docs: $(VENV)/.mull-core
-	$(BIN)/python -m mull.evals.evidence
+	$(BIN)/python -m mull.evals.tables README.md docs
 
 clean:
 	rm -rf $(VENV) $(BENCH_VENV) build dist .pytest_cache .ruff_cache .hypothesis
