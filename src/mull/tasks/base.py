@@ -53,10 +53,18 @@ class Checked(Protocol):
     step checks of their own. `problems`, `up_to` and `stream` are as in `Task`.
     """
 
-    name: str
-    levels: tuple[int, ...]
-    description: str
-    max_thought: int
+    # Properties, so that a class may say `levels = (1, 2)`: a protocol's plain attributes must match exactly.
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def levels(self) -> tuple[int, ...]: ...
+
+    @property
+    def description(self) -> str: ...
+
+    @property
+    def max_thought(self) -> int: ...
 
     def stream(self, level: int, split: Split, seed: int) -> Iterator[Problem]: ...
 

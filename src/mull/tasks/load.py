@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 from mull.errors import UserError, nearest
-from mull.tasks.base import SPLITS, Checked
+from mull.tasks.base import Checked
 
 PUZZLES = ("addition", "chain", "countdown", "maze", "matrix")
 _FILES = (".jsonl", ".jsonl.gz")
