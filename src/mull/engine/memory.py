@@ -42,7 +42,7 @@ class NativePages:
     def __init__(self, config: ModelConfig, num_pages: int, library: ctypes.CDLL):
         self.config, self.library = config, library
         shape = (config.num_layers, num_pages, config.num_kv_heads * config.head_dim * PAGE)
-        # Untouched pages of an empty tensor cost no memory. NaN in them cannot spread: the kernel reads valid keys only.
+        # Zeroed pages that were never touched cost no memory: the system maps them on first use.
         self.keys, self.values = torch.zeros(shape), torch.zeros(shape)
 
     def attend(self, rows: Rows) -> Attend:
@@ -115,7 +115,8 @@ class TorchPages:
 def make_pages(
     config: ModelConfig, num_pages: int, dtype: torch.dtype, device: torch.device
 ) -> NativePages | TorchPages:
-    library = native.load()[0] if device.type == "cpu" else None
+    # The kernel's vectors are 16 wide.
+    library = native.load()[0] if device.type == "cpu" and config.head_dim % 16 == 0 else None
     if library is not None:
         return NativePages(config, num_pages, library)
     return TorchPages(config, num_pages, dtype, device)
