@@ -223,7 +223,7 @@ runs = st.builds(
 )
 
 
-@settings(deadline=None, max_examples=150)
+@settings(max_examples=60)
 @given(cfg=runs)
 def test_a_resolved_config_round_trips(tmp_path_factory: pytest.TempPathFactory, cfg: Run):
     path = tmp_path_factory.mktemp("toml") / "config.toml"
@@ -233,7 +233,7 @@ def test_a_resolved_config_round_trips(tmp_path_factory: pytest.TempPathFactory,
     assert to_toml(again) == to_toml(cfg)
 
 
-@settings(deadline=None, max_examples=100)
+@settings(max_examples=100)
 @given(
     key=st.sampled_from(["steps", "name", "tasks", "levels", "optim.clip", "optim", "width", "extra"]), text=st.text()
 )
