@@ -63,6 +63,7 @@ class Browser:
         self._buffer = b""
         self._next = 0
         self._session = ""
+        self._loaded = False
         self.problems: list[str] = []
         self.requests: list[str] = []
         (target,) = [t for t in self.call("Target.getTargets")["targetInfos"] if t["type"] == "page"]
@@ -108,19 +109,23 @@ class Browser:
             self.problems.append(params["entry"]["text"])
         elif method == "Runtime.consoleAPICalled" and params["type"] in ("error", "assert", "warning"):
             self.problems.append(str(params["args"]))
+        elif method == "Page.loadEventFired":
+            self._loaded = True
         elif method == "Network.requestWillBeSent":
             self.requests.append(params["request"]["url"])
         return message
 
     def open(self, path: Path, width: int = 1280, height: int = 900, dark: bool = False) -> None:
-        """Loads a file in a window of this size and waits until its script has run to its end or failed."""
+        """Loads a file in a window of this size and waits until it is loaded: its script has run or failed."""
         self.call("Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=False)
         scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
         self.call("Emulation.setEmulatedMedia", features=[scheme])
         self.problems.clear()
         self.requests.clear()
+        self._loaded = False
         self.call("Page.navigate", url=path.as_uri())
-        self.wait(lambda: self.run("document.readyState") == "complete" and self.run("location.href") == path.as_uri())
+        while not self._loaded:
+            self._receive()
 
     def run(self, expression: str) -> Any:
         """The JSON value of a JavaScript expression."""
@@ -129,7 +134,7 @@ class Browser:
             raise RuntimeError(result["exceptionDetails"].get("exception", {}).get("description", "exception"))
         return result["result"].get("value")
 
-    def wait(self, condition: Callable[[], Any], seconds: float = 20.0) -> None:
+    def wait(self, condition: Callable[[], Any], seconds: float = 60.0) -> None:
         end = time.monotonic() + seconds
         while not condition():
             if time.monotonic() > end:

@@ -58,7 +58,13 @@ def test_curves() -> list[dict[str, Any]]:
         n = 2000 if task == "mean" else N
         for model, p in (("base", before), ("trained", after)):
             votes = [
-                point(2.6e8 * k, 92 * k, p + (0.93 - p) * 0.45 * (1 - math.exp(-math.log2(k) / 2.4)), f"{k} votes", n)
+                point(
+                    2.6e8 * k,
+                    92 * k,
+                    p + (0.93 - p) * 0.45 * (1 - math.exp(-math.log2(k) / 2.4)),
+                    f"{k} vote{'s' if k > 1 else ''}",
+                    n,
+                )
                 for k in (1, 2, 4, 8, 16, 32, 64)
             ]
             fit = {

@@ -159,10 +159,12 @@ def test_every_point_of_both_curves_is_in_the_tables():
     data: Any = report()
     text = render(data)
     rows = text.count("<tr>")
-    points = sum(len(c["points"]) for c in [*data["train"], *data["test"]])
+    lines = [*data["train"], *data["test"]]
+    points = sum(len(c["points"]) for c in lines)
+    assert text.count('<tr class="heading">') == len(lines)
     heads = 5
     assert rows == points + heads + 2 + len(data["behaviours"]) + len(data["ledger"]) + 1
-    assert "<td>64 votes</td>" in text and "trained, majority vote" in text
+    assert '<th scope="row">64 votes</th>' in text and "trained, majority vote" in text
 
 
 def test_the_ledger_adds_up():

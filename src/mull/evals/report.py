@@ -155,44 +155,42 @@ def _test_name(curve: TestCurve) -> str:
     return f"{task}, {curve['model']}, {method}"
 
 
-def _table(
-    head: Sequence[str], rows: Iterable[Sequence[str]], caption: str, numbers: int = 1, foot: bool = False
-) -> str:
-    """A table of ready-made cells; the columns from `numbers` on are right-aligned. `foot`: the last row is a sum."""
+def _table(head: Sequence[str], rows: Iterable[Sequence[str]], caption: str, foot: bool = False) -> str:
+    """A table of ready-made cells: names, then numbers. A row of one cell is a heading; `foot`: the last is a sum."""
 
-    def row(cells: Sequence[str], heading: bool = False) -> str:
-        tag, scope = ("th", ' scope="col"') if heading else ("td", "")
-        side = "col" if heading else "row"
-        first = f'<th scope="{side}">{cells[0]}</th>'
-        aligned = ("", ' class="num"')
-        rest = (f"<{tag}{scope}{aligned[i >= numbers]}>{cell}</{tag}>" for i, cell in enumerate(cells[1:], 1))
-        return f"<tr>{first}{''.join(rest)}</tr>"
+    def row(cells: Sequence[str], tag: str = "td", scope: str = "") -> str:
+        if len(cells) == 1:
+            return f'<tr class="heading"><th scope="rowgroup" colspan="{len(head)}">{cells[0]}</th></tr>'
+        rest = "".join(f'<{tag}{scope} class="num">{cell}</{tag}>' for cell in cells[1:])
+        first = scope or ' scope="row"'
+        return f"<tr><th{first}>{cells[0]}</th>{rest}</tr>"
 
     body = [row(cells) for cells in rows]
     tail = f"<tfoot>{body.pop()}</tfoot>" if foot and body else ""
+    columns = row(head, "th", ' scope="col"')
     return (
         f'<div class="scroll" tabindex="0" role="group" aria-label="{_text(caption)}"><table>'
-        f'<caption class="sr-only">{_text(caption)}</caption><thead>{row(head, heading=True)}</thead>'
+        f'<caption class="sr-only">{_text(caption)}</caption><thead>{columns}</thead>'
         f"<tbody>{''.join(body)}</tbody>{tail}</table></div>"
     )
 
 
 def _curve_table(curves: Iterable[tuple[str, Sequence[Any]]]) -> str:
-    rows = [
-        (
-            _text(name),
-            _text(p["label"]),
-            power(p["flops"]),
-            power(p["tokens"]),
-            percent(p["accuracy"]),
-            f"{percent(p['low'])} to {percent(p['high'])}",
-            f"{p['n']:,}",
-        )
-        for name, points in curves
-        for p in points
-    ]
-    head = ("line", "point", "FLOPs", "tokens", "accuracy", "95% interval", "problems")
-    return _table(head, rows, "Every point of the chart", numbers=2)
+    rows: list[Sequence[str]] = []
+    for name, points in curves:
+        rows.append((_text(name),))
+        rows += [
+            (
+                _text(p["label"]),
+                power(p["flops"]),
+                power(p["tokens"]),
+                percent(p["accuracy"]),
+                f"{percent(p['low']).removesuffix('%')} to {percent(p['high'])}",
+                f"{p['n']:,}",
+            )
+            for p in points
+        ]
+    return _table(("point", "FLOPs", "tokens", "accuracy", "95% interval", "n"), rows, "Every point of the chart")
 
 
 def _length_table(data: ReportData) -> str:
@@ -203,7 +201,7 @@ def _length_table(data: ReportData) -> str:
             cuts = [ordered[min(len(ordered) - 1, int(q * len(ordered)))] for q in (0.1, 0.5, 0.9)]
             mean = sum(ordered) / len(ordered)
             rows.append((name, f"{mean:,.1f}", *(f"{c:,}" for c in cuts), f"{ordered[-1]:,}", f"{len(ordered):,}"))
-    head = ("tokens", "mean", "10%", "median", "90%", "longest", "n")
+    head = ("tokens", "mean", "10%", "median", "90%", "max", "n")
     return _table(head, rows, "Tokens per thought")
 
 

@@ -402,7 +402,7 @@
   drawLengths();
   drawMetrics();
 
-  // ------------------------------------------------------------------------------------------- window and printer
+  // --------------------------------------------------------------------------------------------------- window
 
   let width = document.documentElement.clientWidth;
   let waiting = false;
@@ -415,8 +415,5 @@
       for (const redraw of redraws) redraw();
     });
   });
-  const folded = document.querySelectorAll("details:not([open])");
-  window.addEventListener("beforeprint", () => folded.forEach((d) => { d.open = true; }));
-  window.addEventListener("afterprint", () => folded.forEach((d) => { d.open = false; }));
   document.documentElement.dataset.ready = "yes"; // for tests: the script reached its end
 })();
