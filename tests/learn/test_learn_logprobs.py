@@ -1,5 +1,7 @@
 """Log-probabilities: values, gradients, kept sets, and the chunked way against the plain one."""
 
+from typing import Any
+
 import pytest
 import torch
 from hypothesis import given
@@ -52,7 +54,7 @@ def test_both_ways_have_the_plain_values_and_gradients(cut, chunk, monkeypatch):
     temperature_N = temperature.repeat_interleave(T)
     kept_NK = None if kept is None else kept.view(B * T, K)
     chunked, chunked_entropy = chunked_logprobs(hidden, head, targets.view(-1), temperature_N, kept_NK, chunk)
-    close = dict(rtol=0, atol=1e-12)
+    close: dict[str, Any] = dict(rtol=0, atol=1e-12)
     torch.testing.assert_close(direct, expected, **close)
     torch.testing.assert_close(chunked.view(B, T), expected, **close)
     torch.testing.assert_close(direct_entropy, entropy, **close)

