@@ -38,7 +38,8 @@ LLAMA3 = {
     "original_max_position_embeddings": 16,
 }
 YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 16}
-YARN_DEEPSEEK = {**YARN, "mscale": 0.7, "mscale_all_dim": 1.0, "beta_fast": 16, "beta_slow": 2, "truncate": False}
+# A trained length at which both ends of the ramp lie inside the head, or nobody would see beta_fast and truncate.
+YARN_RAMP = {**YARN, "original_max_position_embeddings": 512, "beta_fast": 16, "beta_slow": 2, "truncate": False}
 CASES = {
     "llama": ("llama", {}),
     "llama-tied-biases": ("llama", {"tie_word_embeddings": True, "attention_bias": True, "mlp_bias": True}),
@@ -49,7 +50,8 @@ CASES = {
     "llama-dynamic": ("llama", {"rope_parameters": {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 700.0}}),
     "llama-llama3": ("llama", {"rope_parameters": {**LLAMA3, "rope_theta": 500.0}}),
     "qwen3-yarn": ("qwen3", {"rope_parameters": {**YARN, "rope_theta": 700.0}, "head_dim": 16}),
-    "llama-yarn-mscale": ("llama", {"rope_parameters": {**YARN_DEEPSEEK, "rope_theta": 700.0}, "head_dim": 32}),
+    "llama-yarn-ramp": ("llama", {"rope_parameters": {**YARN_RAMP, "rope_theta": 10_000.0}, "head_dim": 32}),
+    "llama-yarn-mscale": ("llama", {"rope_parameters": {**YARN, "mscale": 0.7, "mscale_all_dim": 1.0}}),
     "llama-yarn-attention": ("llama", {"rope_parameters": {**YARN, "attention_factor": 1.3, "rope_theta": 700.0}}),
     "mistral": ("mistral", {"sliding_window": None}),
     "mistral-window": ("mistral", {"sliding_window": 5, "tie_word_embeddings": True}),
