@@ -25,6 +25,8 @@ def grader():
         yield grader
 
 
+SLACK_S = 4  # what a busy machine may add to a deadline
+
 FALSE_POSITIVES = [  # gold, wrong answer
     ("7", "5 or 7"),
     ("7", "5, 7"),
@@ -157,7 +159,7 @@ def test_importing_and_using_it_loads_neither_sympy_nor_torch():
     code = """
         import sys
         from mull.graders.math import MathGrader
-        with MathGrader() as grader:
+        with MathGrader(deadline_s=30) as grader:
             assert grader.grade("\\\\sqrt{12}", "2\\\\sqrt{3}").correct
         assert not {"sympy", "math_verify", "torch"} & set(sys.modules)
     """
@@ -179,13 +181,13 @@ TOWERS = [
 @pytest.mark.parametrize("tower", TOWERS)
 def test_towers_never_reach_sympy(tower: str):
     assert too_large(tower)
-    with MathGrader(deadline_s=2) as grader:
+    with MathGrader() as grader:
         start = time.monotonic()
         assert grader.grade(r"\sqrt{2}", tower).correct is False
         with pytest.raises(Unscorable):  # the reference is beyond us: nobody knows, rather than wrong
             grader.grade(tower + r"+\pi", r"\pi")
         assert grader.grade(tower, tower).correct  # except when it is the same text
-        assert time.monotonic() - start < 1 and not grader._workers._alive
+        assert time.monotonic() - start < SLACK_S and not grader._workers._alive
 
 
 def test_ordinary_formulas_pass_the_caps():
@@ -196,28 +198,29 @@ def test_ordinary_formulas_pass_the_caps():
 
 @pytest.mark.parametrize("hostile", ["9^{9^{9^9}}", "2^{10^9}", r"\binom{10^9}{5\cdot 10^8}"])
 def test_a_runaway_costs_its_process_and_nothing_else(hostile: str):
-    with MathGrader(deadline_s=1) as grader:
+    with MathGrader(deadline_s=30) as grader:
         assert grader.grade(r"\sqrt{12}", r"2\sqrt{3}").correct  # the process is up
         start = time.monotonic()
         try:  # past the caps, straight to sympy
-            grader._workers.ask({"gold": hostile, "answer": r"\sqrt{2}"})
+            reply = grader._workers.ask({"gold": hostile, "answer": r"\sqrt{2}"}, deadline_s=1)
         except Unscorable:
             assert grader.restarts == 1
-        else:  # sympy may answer in time, or run into the memory limit and say so
-            assert grader.restarts == 0
-        assert time.monotonic() - start < 2
-        for _ in range(2):
-            grader._workers.deadline_s = grader.deadline_s = 20
-            assert grader.grade(r"\sqrt{12}", r"2\sqrt{3}").correct
+        else:  # sympy may run into the memory limit, or answer in time
+            assert grader.restarts == 0 and not reply.get("equal")
+        assert time.monotonic() - start < 1 + SLACK_S
+        assert grader.grade(r"\sqrt{12}", r"2\sqrt{3}").correct
 
 
 def test_a_timeout_is_unscorable_not_wrong():
-    with MathGrader(deadline_s=0.7) as grader:
+    with MathGrader(deadline_s=30) as grader:
         assert grader.grade(r"\sqrt{12}", r"2\sqrt{3}").correct
+        grader.deadline_s = 0.7
         start = time.monotonic()
-        with pytest.raises(Unscorable, match=r"took over 0\.7 s"):
+        with pytest.raises(Unscorable, match=r"took over 0\.7 s"):  # within the caps, and too much for sympy
             grader.grade(r"\frac{(x+y+z)^{40}}{(x-y)^{30}+1}", r"\frac{(x+z+y)^{39}(x+y+z+1)}{(x-y)^{30}+1}")
-        assert time.monotonic() - start < 2
+        assert time.monotonic() - start < 0.7 + SLACK_S
+        grader.deadline_s = 30
+        assert grader.grade(r"\sqrt{12}", r"2\sqrt{3}").correct and grader.restarts == 1
 
 
 def test_a_killed_worker_is_unscorable_and_replaced(grader: MathGrader):
@@ -232,8 +235,8 @@ def test_a_killed_worker_is_unscorable_and_replaced(grader: MathGrader):
 def test_memory_is_limited():
     from mull.graders.math_worker import MEMORY_BYTES
 
-    with MathGrader() as grader:
-        grader.grade(r"\sqrt{12}", r"2\sqrt{3}")
+    with MathGrader(deadline_s=30) as grader:
+        grader.grade(r"\sqrt{12}", r"2\sqrt{3}")  # starts it
         (worker,) = grader._workers._alive
         with open(f"/proc/{worker.process.pid}/limits") as limits:
             line = next(line for line in limits if line.startswith("Max address space"))
@@ -289,11 +292,11 @@ LEAVES = """
     import sys, threading, time
     from mull.errors import Unscorable
     from mull.graders.math import MathGrader
-    grader = MathGrader(deadline_s=1.5)
+    grader = MathGrader(deadline_s=30)
     assert grader.grade("\\\\sqrt{12}", "2\\\\sqrt{3}").correct
     (worker,) = grader._workers._alive
     if "busy" in sys.argv:
-        ask = lambda: grader._workers.ask({"gold": "9^{9^{9^9}}", "answer": "2^{10^9}"})
+        ask = lambda: grader._workers.ask({"gold": "9^{9^{9^9}}", "answer": "2^{10^9}"}, deadline_s=1.5)
         threading.Thread(target=ask, daemon=True).start()
         time.sleep(0.3)
     print(worker.process.pid, flush=True)
@@ -307,7 +310,7 @@ def test_no_process_outlives_the_interpreter(how: str):
     code = textwrap.dedent(LEAVES)
     done = subprocess.run([sys.executable, "-c", code, how], capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
-    assert gone(int(done.stdout), within_s=1)
+    assert gone(int(done.stdout), within_s=SLACK_S)
 
 
 def test_no_process_outlives_a_killed_interpreter():
@@ -316,11 +319,11 @@ def test_no_process_outlives_a_killed_interpreter():
         assert parent.stdout is not None
         pid = int(parent.stdout.readline())
         parent.kill()
-    assert gone(pid, within_s=4)  # by its own alarm: nobody is left to kill it
+    assert gone(pid, within_s=2.5 + SLACK_S)  # by its own alarm: nobody is left to kill it
 
 
 def test_close_ends_everything():
-    grader = MathGrader(deadline_s=5)
+    grader = MathGrader(deadline_s=30)
     assert grader.grade(r"\sqrt{12}", r"2\sqrt{3}").correct
     (worker,) = grader._workers._alive
     grader.close()
@@ -331,7 +334,7 @@ def test_close_ends_everything():
 
 
 def test_a_call_in_flight_while_closing_is_unscorable():
-    grader = MathGrader(deadline_s=10)
+    grader = MathGrader(deadline_s=30)
     assert grader.grade(r"\sqrt{12}", r"2\sqrt{3}").correct
     caught: list[BaseException] = []
 

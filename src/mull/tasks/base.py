@@ -7,6 +7,7 @@ not against one reference solution: any correct way of working is right, and any
 from __future__ import annotations
 
 import hashlib
+import itertools
 import random
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
@@ -18,6 +19,7 @@ from mull.types import Problem, Question, Reference, StepVerdict, Verdict
 
 Split = Literal["train", "valid", "test"]
 SPLITS: tuple[Split, ...] = ("train", "valid", "test")
+MAX_MISSES = 5000  # draws in a row outside a split: by chance once in e^322 for the smallest, 1/16
 
 
 def split_of(key: str) -> Split:
@@ -88,6 +90,19 @@ def refuse_unknown(task: Checked, level: int, split: str) -> None:
         raise UserError(f"unknown split {split!r}{nearest(split, SPLITS)}; the splits are {', '.join(SPLITS)}")
 
 
+def members(task: Checked, split: Split, drawn: Iterator[tuple[str, Problem]]) -> Iterator[Problem]:
+    """Those of the (key, problem) pairs whose key falls into `split`; UserError rather than an endless search."""
+    misses = 0  # in a row
+    for key, problem in drawn:
+        misses = 0 if split_of(key) == split else misses + 1
+        if misses == 0:
+            yield problem
+        elif misses > MAX_MISSES:
+            raise UserError(
+                f"task {task.name} level {problem.question.level} has no {split} problems: it has too few in all"
+            )
+
+
 def different(stream: Iterator[Problem], n: int) -> list[Problem]:
     """The first `n` different problems of an endless stream, or as many as a long look finds."""
     found: dict[str, Problem] = {}
@@ -153,10 +168,7 @@ class Task(ABC):
         """Endless problems of one level and split, the same for the same seed; repeats are possible."""
         refuse_unknown(self, level, split)
         rng = random.Random(f"{self.name}/{level}/{split}/{seed}")
-        while True:
-            key, problem = self.problem(level, rng)
-            if split_of(key) == split:
-                yield problem
+        yield from members(self, split, (self.problem(level, rng) for _ in itertools.count()))
 
     def problems(self, level: int, split: Split, seed: int, n: int) -> list[Problem]:
         """`n` different problems; UserError when the level has too few."""

@@ -10,7 +10,7 @@ reasoning-gym's scores are not rewards: its base scorer pays for any text that c
 
 `AUDITED` is the output of `tests/tasks/audit_gym.py` for reasoning-gym 0.1.25 in its default configuration. The
 criteria, over 25 problems of each set:
-- generation takes at most 50 ms a problem, is lazy (a set of 2**30 problems can be made), and is the same for the same
+- generation takes at most 50 ms of processor time a problem, is lazy (a set of 2**30 problems can be made), and is the same for the same
   seed; at least 9 of 10 questions are different;
 - every gold is a non-empty text that scores 1.0, and the problem survives JSON unchanged;
 - the scorer is the base one, or lies in a module that never calls eval, exec, parse_expr or sympify;
@@ -29,7 +29,7 @@ from typing import Any
 
 from mull.errors import MissingExtra, Unscorable, UserError, nearest
 from mull.graders.extract import extract_answer, last_boxed
-from mull.tasks.base import Split, different, refuse_unknown, split_of
+from mull.tasks.base import Split, different, members, refuse_unknown
 from mull.types import Problem, Question, Reference, StepKind, StepVerdict, Verdict
 
 AUDITED: tuple[str, ...] = (
@@ -96,6 +96,8 @@ AUDITED: tuple[str, ...] = (
     "word_sorting",
 )
 
+MAX_ANSWER = 10_000  # characters; the longest gold of the audited sets has some hundreds
+
 _TAGGED = re.compile(r"<answer>((?:(?!<answer>).)*?)</answer>", re.DOTALL)
 _LABEL = re.compile(r"\b(?:final[ \t]+)?answer[*_]*[ \t]*:[*_]*", re.IGNORECASE)
 
@@ -135,10 +137,8 @@ class GymTask:
         refuse_unknown(self, level, split)
         digest = hashlib.blake2b(f"{self.name}/{seed}".encode(), digest_size=4).digest()
         generator = self._generator(int.from_bytes(digest, "big") >> 1)
-        for index in itertools.count():
-            problem = self.problem_of(generator[index])
-            if split_of(problem.question.text) == split:
-                yield problem
+        drawn = (self.problem_of(generator[index]) for index in itertools.count())
+        yield from members(self, split, ((problem.question.text, problem) for problem in drawn))
 
     def problem_of(self, entry: dict[str, Any]) -> Problem:
         text = entry["question"].strip()
@@ -163,6 +163,8 @@ class GymTask:
 
     def check(self, problem: Problem, answer: str) -> Verdict:
         """The whole text is the answer, or else what it marks as its answer (see `final_answer`)."""
+        if len(answer) > MAX_ANSWER:
+            return Verdict(False, None, f"answer longer than {MAX_ANSWER} characters")
         whole, final = answer.strip(), final_answer(answer)
         shown = self.canonical(problem.question, answer)
         if self._right(problem, whole) or (final is not None and final != whole and self._right(problem, final)):
