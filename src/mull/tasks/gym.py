@@ -10,8 +10,8 @@ reasoning-gym's scores are not rewards: its base scorer pays for any text that c
 
 `AUDITED` is the output of `tests/tasks/audit_gym.py` for reasoning-gym 0.1.25 in its default configuration. The
 criteria, over 25 problems of each set:
-- generation takes at most 50 ms of processor time a problem, is lazy (a set of 2**30 problems can be made), and is the same for the same
-  seed; at least 9 of 10 questions are different;
+- generation takes at most 50 ms of processor time a problem, is lazy (a set of 2**30 problems can be made), and is
+  the same for the same seed; at least 9 of 10 questions are different;
 - every gold is a non-empty text that scores 1.0, and the problem survives JSON unchanged;
 - the scorer is the base one, or lies in a module that never calls eval, exec, parse_expr or sympify;
 - the strict check refuses, and the scorer survives, the empty answer, "None", "True", "0", a non-answer, the golds of
