@@ -11,9 +11,16 @@ import torch.nn.functional as F
 from mull.models.transformer import Attend
 
 
-def _fast_dtype(x: torch.Tensor) -> torch.Tensor:
-    # The CPU kernel's bf16 backward is four times slower than its float32 one (measured on two AVX512 cores).
-    return x.float() if x.device.type == "cpu" else x
+def _attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
+    """Torch's attention over [..., heads, T, D], causal where there is no mask; the result has q's dtype."""
+    dtype, gqa = q.dtype, q.shape[-3] != k.shape[-3]
+    if q.device.type != "cpu":
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=mask is None, enable_gqa=gqa)
+    # The CPU kernel's bf16 backward is four times slower than its float32 one (measured on two AVX512 cores), and
+    # autocast would cast to bf16 again.
+    with torch.autocast("cpu", enabled=False):
+        q, k, v = q.float(), k.float(), v.float()
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=mask is None, enable_gqa=gqa).to(dtype)
 
 
 def causal(windows: tuple[int | None, ...] = ()) -> Attend:
@@ -25,16 +32,12 @@ def causal(windows: tuple[int | None, ...] = ()) -> Attend:
 
     def attend(layer: int, q_BTHD: torch.Tensor, k_BTKD: torch.Tensor, v_BTKD: torch.Tensor) -> torch.Tensor:
         window = windows[layer] if windows else None
-        q, k, v = (_fast_dtype(x).transpose(1, 2) for x in (q_BTHD, k_BTKD, v_BTKD))
-        gqa = q.shape[1] != k.shape[1]
+        q, k, v = (x.transpose(1, 2) for x in (q_BTHD, k_BTKD, v_BTKD))
         if window is None or window >= q.shape[2]:
-            attended = F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=gqa)
-            return attended.transpose(1, 2).to(q_BTHD.dtype)
+            return _attention(q, k, v, None).transpose(1, 2)
         t = torch.arange(q.shape[2], device=q.device)
         distance = t[:, None] - t[None, :]
-        mask = (distance >= 0) & (distance < window)
-        attended = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, enable_gqa=gqa)
-        return attended.transpose(1, 2).to(q_BTHD.dtype)
+        return _attention(q, k, v, (distance >= 0) & (distance < window)).transpose(1, 2)
 
     return attend
 
@@ -49,7 +52,6 @@ def packed(document_N: torch.Tensor, windows: tuple[int | None, ...] = ()) -> At
         window = windows[layer] if windows else None
         mask = same & (distance >= 0) & (distance < (window or document_N.shape[0]))
         q, k, v = (x.transpose(0, 1)[None] for x in (q_NHD, k_NKD, v_NKD))
-        gqa = q.shape[1] != k.shape[1]
-        return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, enable_gqa=gqa)[0].transpose(0, 1)
+        return _attention(q, k, v, mask)[0].transpose(0, 1)
 
     return attend
