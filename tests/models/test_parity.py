@@ -249,6 +249,10 @@ def test_saving_over_a_folder_replaces_it_whole(tmp_path: Path):
     assert (folder / "tokenizer.json").is_file()  # carried over
     assert torch.equal(hf.load(folder).embedding.weight, hf.init(nano_config(), seed=2).embedding.weight)
     assert [p.name for p in tmp_path.iterdir()] == ["model"]  # nothing temporary is left
+    assert len({p.stat().st_mode for p in folder.iterdir()}) == 1  # whoever may read one file may read all
+    other = tmp_path / "other"
+    other.mkdir()
+    assert folder.stat().st_mode == other.stat().st_mode
 
 
 def test_source_gives_tokenizer_and_end_tokens(tmp_path: Path):

@@ -11,7 +11,6 @@ import math
 import os
 import re
 import shutil
-import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -146,8 +145,7 @@ def save(
     temporary: Path | None = None
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", suffix=".tmp", dir=folder.parent))
-        temporary.chmod(0o777 & ~_umask())  # mkdtemp makes folders that others cannot read
+        temporary = _beside(folder, "tmp")
         _write_config(model, temporary / "config.json", source / "config.json")
         for name in TOKENIZER_FILES:
             if (source / name).is_file():
@@ -188,6 +186,7 @@ def _write_weights(model: Transformer, folder: Path, max_shard_bytes: int) -> No
         name = WEIGHTS if len(shards) == 1 else f"model-{i + 1:05d}-of-{len(shards):05d}.safetensors"
         tensors = {p.hf_name: parameters[p.name][p.start : p.start + p.shape[0]].cpu() for p in shard}
         save_file(tensors, folder / name, metadata={"format": "pt"})
+        (folder / name).chmod((folder / "config.json").stat().st_mode)  # safetensors shuts others out
         weight_map |= {part.hf_name: name for part in shard}
     if len(shards) > 1:
         index = {"metadata": {"total_size": total}, "weight_map": weight_map}
@@ -199,7 +198,7 @@ def _replace_folder(new: Path, folder: Path) -> None:
     if not folder.exists():
         new.rename(folder)
         return
-    aside = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", suffix=".old", dir=folder.parent))
+    aside = _beside(folder, "old")
     folder.rename(aside / folder.name)
     new.rename(folder)
     shutil.rmtree(aside, ignore_errors=True)
@@ -216,10 +215,11 @@ def _refuse_foreign_files(folder: Path) -> None:
         )
 
 
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
+def _beside(folder: Path, suffix: str) -> Path:
+    """A new folder on the same disk as `folder`; unlike tempfile's, others may read it as the umask says."""
+    path = folder.with_name(f".{folder.name}.{os.getpid()}-{os.urandom(4).hex()}.{suffix}")
+    path.mkdir()
+    return path
 
 
 # --- names and files
