@@ -1,0 +1,415 @@
+"""The command line: `mull demo | pretrain | sft | rl | eval | think | report | bench`.
+
+Every command imports what it needs inside its own function, so that `mull --help` answers at once. What a person did
+wrong is one sentence and exit code 2; a bug keeps its traceback.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+import os
+import shlex
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from typer.core import TyperCommand
+
+from mull import __version__
+from mull.errors import UserError, nearest
+
+if TYPE_CHECKING:
+    from mull.progress import Mode
+
+app = typer.Typer(
+    name="mull",
+    help="An open o1: teach a model to think before it answers, and make longer thinking pay.",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,  # plain help: a fifth of a second faster
+    pretty_exceptions_enable=False,
+)
+
+RECIPES = ("demo", "pretrain", "sft", "rl")
+
+
+def recipe(name: str) -> tuple[type, Callable[..., Path]]:
+    """A recipe's config class and its function `(cfg, command, resume, mode) -> Path`."""
+    if name == "pretrain":
+        from mull.recipes.pretrain import PretrainConfig, pretrain
+
+        return PretrainConfig, pretrain
+    if name == "sft":
+        from mull.recipes.sft import SFTConfig, sft
+
+        return SFTConfig, sft
+    if name == "rl":
+        from mull.recipes.rl import RLConfig, rl
+
+        return RLConfig, rl
+    from mull.recipes.demo import DemoConfig, demo
+
+    return DemoConfig, demo
+
+
+class RecipeCommand(TyperCommand):
+    """A command whose help ends with the keys of its config."""
+
+    def format_epilog(self, ctx: Any, formatter: Any) -> None:
+        from mull.config import describe
+
+        rows = []
+        for option in describe(recipe(str(self.name))[0]):
+            default = f"default {option.default}" if option.default else "must be given"
+            help = f"{option.help}; " if option.help else ""
+            rows.append((option.key, f"{help}{option.type}; {default}"))
+        with formatter.section("Config keys, for FILE.toml and -o key=value"):
+            formatter.write_dl(rows)
+
+
+Config = Annotated[Path | None, typer.Option("--config", metavar="FILE.toml", help="Read settings from a TOML file.")]
+Override = Annotated[
+    list[str] | None, typer.Option("-o", "--override", metavar="key=value", help="Set one key; may be repeated.")
+]
+Out = Annotated[Path | None, typer.Option("--out", metavar="DIR", help="The run folder.")]
+Resume = Annotated[bool, typer.Option("--resume", help="Go on with the run in the run folder, with its own settings.")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print problems and the result only.")]
+Model = Annotated[str | None, typer.Option("--model", metavar="DIR", help="A Hugging Face folder, or nano.")]
+TaskNames = Annotated[
+    list[str] | None,
+    typer.Option("--task", metavar="NAME", help="A puzzle, gym:NAME, file.jsonl or file.py:Class; may be repeated."),
+]
+Steps = Annotated[int | None, typer.Option("--steps", min=1, help="Optimiser steps.")]
+Seed = Annotated[int | None, typer.Option("--seed", help="The seed of everything random.")]
+
+
+@app.callback(invoke_without_command=True)
+def top(ctx: typer.Context, version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False):
+    if version:
+        print(f"mull {__version__}")
+        raise typer.Exit()
+
+
+# ---------------------------------------------------------------------------------------------- training
+
+
+@app.command("demo", cls=RecipeCommand)
+def demo_command(
+    ctx: typer.Context,
+    config: Config = None,
+    override: Override = None,
+    out: Out = None,
+    resume: Resume = False,
+    quiet: Quiet = False,
+    model: Model = None,
+    task: TaskNames = None,
+    steps: Steps = None,
+    seed: Seed = None,
+) -> None:
+    """From the base model to both curves in ten minutes."""
+    flags = {"out": out, "model": model, "tasks": task, "steps": steps, "seed": seed}
+    report = train("demo", ctx.obj, config, override, flags, resume, quiet)
+    model_folder = shlex.quote(str(report.parent / "model"))
+    print(f"report: {report}\ntalk to the model: mull think --model {model_folder} QUESTION")
+
+
+@app.command("pretrain", cls=RecipeCommand)
+def pretrain_command(
+    ctx: typer.Context,
+    config: Config = None,
+    override: Override = None,
+    out: Out = None,
+    resume: Resume = False,
+    quiet: Quiet = False,
+    task: TaskNames = None,
+    steps: Steps = None,
+    seed: Seed = None,
+) -> None:
+    """Train a small model from scratch."""
+    flags = {"out": out, "tasks": task, "steps": steps, "seed": seed}
+    print(f"model: {train('pretrain', ctx.obj, config, override, flags, resume, quiet)}")
+
+
+@app.command("sft", cls=RecipeCommand)
+def sft_command(
+    ctx: typer.Context,
+    config: Config = None,
+    override: Override = None,
+    out: Out = None,
+    resume: Resume = False,
+    quiet: Quiet = False,
+    model: Model = None,
+    task: TaskNames = None,
+    data: Annotated[Path | None, typer.Option("--data", metavar="FILE.jsonl", help="Worked solutions.")] = None,
+    steps: Steps = None,
+    seed: Seed = None,
+) -> None:
+    """Fine-tune on worked solutions."""
+    flags = {"out": out, "model": model, "tasks": task, "data": data, "steps": steps, "seed": seed}
+    print(f"model: {train('sft', ctx.obj, config, override, flags, resume, quiet)}")
+
+
+@app.command("rl", cls=RecipeCommand)
+def rl_command(
+    ctx: typer.Context,
+    config: Config = None,
+    override: Override = None,
+    out: Out = None,
+    resume: Resume = False,
+    quiet: Quiet = False,
+    model: Model = None,
+    task: TaskNames = None,
+    steps: Steps = None,
+    seed: Seed = None,
+) -> None:
+    """Reinforcement learning on chains of thought."""
+    flags = {"out": out, "model": model, "tasks": task, "steps": steps, "seed": seed}
+    print(f"model: {train('rl', ctx.obj, config, override, flags, resume, quiet)}")
+
+
+def train(
+    name: str,
+    command: str,
+    config: Path | None,
+    override: Sequence[str] | None,
+    flags: dict[str, Any],
+    resume: bool,
+    quiet: bool,
+) -> Path:
+    """Resolves the config (file, then overrides and flags; a resumed run starts from its own) and runs the recipe."""
+    from mull.config import load
+
+    cls, run = recipe(name)
+    overrides = list(override or ())
+    given = {text.partition("=")[0].strip() for text in overrides}
+    for key, value in flags.items():
+        if value is None:
+            continue
+        if key in given:
+            raise UserError(f"the key {key!r} is given twice, by -o and by its own flag: leave one of them out")
+        plain = value if isinstance(value, int | list) else str(value)
+        overrides.append(f"{key}={json.dumps(plain, ensure_ascii=False)}")
+    cfg: Any = load(cls, config, overrides)
+    held = cfg.out / "config.toml"
+    if resume and held.is_file():
+        cfg = load(cls, config or held, overrides)
+    elif resume:
+        print(f"there is no run in {cfg.out} to resume: starting one", file=sys.stderr)
+    mode: Mode = "quiet" if quiet else "auto"
+    return run(cfg, command=command, resume=resume, mode=mode)
+
+
+# ------------------------------------------------------------------------------------------ using a model
+
+Strategy = Annotated[
+    str, typer.Option("--strategy", metavar="sample|vote|forced", help="How the thinking is spent.", show_default=True)
+]
+STRATEGIES = ("sample", "vote", "forced")
+
+
+def known_strategy(name: str) -> str:
+    if name not in STRATEGIES:
+        raise UserError(f"unknown strategy {name!r}{nearest(name, STRATEGIES)}; it is one of {', '.join(STRATEGIES)}")
+    return name
+
+
+@app.command("think")
+def think_command(
+    question: Annotated[str | None, typer.Argument(metavar="QUESTION", help="Left out with --task.")] = None,
+    model: Annotated[
+        str | None,
+        typer.Option("--model", metavar="DIR", help="Default: runs/demo/model where it exists, else nano."),
+    ] = None,
+    task: Annotated[str | None, typer.Option("--task", metavar="NAME", help="Draw a held-out problem of it.")] = None,
+    level: Annotated[int | None, typer.Option("--level", help="The level of that problem; default: easiest.")] = None,
+    samples: Annotated[int, typer.Option("--samples", "-n", min=1, help="Chains of thought.")] = 1,
+    budget: Annotated[int | None, typer.Option("--budget", min=0, help="Thinking tokens of each chain.")] = None,
+    strategy: Annotated[
+        str | None,
+        typer.Option(
+            "--strategy", metavar="sample|vote|forced", help="Default: vote with several samples, else sample."
+        ),
+    ] = None,
+    temperature: Annotated[float, typer.Option("--temperature", min=0.0, help="0 is greedy.")] = 1.0,
+    seed: Annotated[int, typer.Option("--seed", help="Another seed gives another thought or problem.")] = 0,
+    raw: Annotated[bool, typer.Option("--raw", help="Print the model's own text, and the usage on stderr.")] = False,
+) -> None:
+    """Ask: the thought, the answer, what they cost."""
+    from mull.recipes import think
+
+    if (question is None) == (task is None):
+        raise UserError("give one question in quotes, or --task NAME for a held-out problem (not both)")
+    if level is not None and task is None:
+        raise UserError("--level chooses among a task's problems: give --task NAME with it")
+    chosen = known_strategy(strategy) if strategy else "vote" if samples > 1 else "sample"
+    where, said = think.default_model() if model is None else (model, model)
+    asked = think.Ask(question or "", task, level, samples, budget, chosen, temperature, seed)
+    thinking = think.think(asked, where)
+    think.show(thinking, said, raw)
+
+
+@app.command("eval")
+def eval_command(
+    ctx: typer.Context,
+    task: Annotated[
+        list[str], typer.Option("--task", metavar="NAME", help="A puzzle, gym:NAME, file.jsonl or file.py:Class.")
+    ],
+    model: Annotated[str, typer.Option("--model", metavar="DIR", help="A Hugging Face folder, or nano.")] = "nano",
+    level: Annotated[
+        list[int] | None, typer.Option("--level", help="May be repeated; default: all levels of the task.")
+    ] = None,
+    n: Annotated[int, typer.Option("--n", min=1, help="Problems of each task, spread over its levels.")] = 256,
+    samples: Annotated[int, typer.Option("--samples", min=1, help="Chains of thought for each problem.")] = 4,
+    strategy: Strategy = "sample",
+    budget: Annotated[int, typer.Option("--budget", min=0, help="Thinking tokens of each chain.")] = 512,
+    answer: Annotated[int, typer.Option("--answer", min=1, help="Answer tokens of each chain.")] = 64,
+    temperature: Annotated[float, typer.Option("--temperature", min=0.0, help="0 is greedy.")] = 1.0,
+    split: Annotated[str, typer.Option("--split", metavar="train|valid|test")] = "test",
+    seed: Annotated[int, typer.Option("--seed", help="Of the problems and the sampling.")] = 0,
+    json_file: Annotated[
+        Path | None, typer.Option("--json", metavar="FILE", help="Write the same figures there.")
+    ] = None,
+    quiet: Quiet = False,
+) -> None:
+    """Measure a model on held-out problems."""
+    from mull.recipes import measure
+
+    wanted = measure.Measure(
+        model=model,
+        tasks=tuple(task),
+        levels=tuple(level or ()),
+        problems=n,
+        samples=samples,
+        strategy=known_strategy(strategy),
+        think_tokens=budget,
+        answer_tokens=answer,
+        temperature=temperature,
+        split=split,
+        seed=seed,
+    )
+    if json_file is not None and not json_file.absolute().parent.is_dir():
+        raise UserError(f"--json {json_file}: the folder {json_file.parent} does not exist")
+    result = measure.measure(wanted, "quiet" if quiet else "auto")
+    measure.show(result)
+    if json_file is not None:
+        measure.write_json(result, ctx.obj, json_file)
+
+
+@app.command("report")
+def report_command(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="The folder of an rl run or of a demo.")],
+) -> None:
+    """Build a run's report.html again."""
+    from mull.recipes.report import report
+
+    print(f"report: {report(run)}")
+
+
+@app.command("bench")
+def bench_command(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="rollout, rl-step, …")],
+    override: Override = None,
+    json_file: Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Write the figures there.")] = None,
+) -> None:
+    """Compare speed with other libraries."""
+    from mull.recipes.bench import bench
+
+    options = {}
+    for text in override or ():
+        key, equals, value = text.partition("=")
+        if not equals:
+            raise UserError(f"override {text!r} is not of the form key=value")
+        options[key.strip()] = value.strip()
+    raise typer.Exit(bench(name, json_file, options))
+
+
+# ------------------------------------------------------------------------------------- what a person sees
+
+
+def main(args: Sequence[str] | None = None) -> int:
+    """Runs one command and returns its exit code: 0, 2 for a mistake, 130 after Ctrl-C, 141 for a closed pipe."""
+    # Threads that spin while they wait collapse as soon as anything else runs. To be set before torch is loaded.
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+    arguments = list(sys.argv[1:] if args is None else args)
+    command = shlex.join(["mull", *arguments])
+    try:
+        code = dispatch(arguments, command)
+        sys.stdout.flush()
+        return code
+    except UserError as mistake:
+        return complain(str(mistake))
+    except KeyboardInterrupt:
+        return complain(interrupted(arguments), code=130, label="")
+    except BrokenPipeError:
+        # Whoever read our output has gone; without this the interpreter complains when it flushes at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
+    except Exception as error:
+        from mull.files import disk_is_full
+
+        if disk_is_full(error, Path.cwd()):
+            return complain("the disk is full: free some space and try again (a training run goes on with --resume)")
+        raise
+
+
+def dispatch(arguments: list[str], command: str) -> int:
+    """Parses and runs; a mistake on the command line becomes a UserError."""
+    group: Any = typer.main.get_command(app)
+    try:
+        with group.make_context("mull", arguments, obj=command) as ctx:
+            group.invoke(ctx)
+        return 0
+    except typer.Exit as leave:
+        return leave.exit_code
+    except Exception as error:
+        if not hasattr(error, "format_message"):  # the parser's own errors have it
+            raise
+        if type(error).__name__ == "NoArgsIsHelpError":
+            print(error.format_message())  # type: ignore[attr-defined]
+            return 2
+        raise UserError(usage_mistake(error)) from None
+
+
+def usage_mistake(error: Any) -> str:
+    """One sentence for what the parser found: the nearest command, flag or config key, and where to read more."""
+    ctx = getattr(error, "ctx", None)
+    known = ctx.command if ctx else None
+    path = ctx.command_path if ctx else "mull"
+    sentence = " ".join(error.format_message().split()).rstrip(".")
+    sentence = sentence[:1].lower() + sentence[1:]
+    if option := getattr(error, "option_name", None) if "o such option" in sentence else None:
+        flags = {name: name for p in getattr(known, "params", ()) for name in p.opts}
+        if isinstance(known, RecipeCommand):
+            from mull.config import describe
+
+            for o in describe(recipe(str(known.name))[0]):
+                flags.setdefault(f"--{o.key}", f"-o {o.key}=…")
+        [near] = difflib.get_close_matches(option.replace("_", "-"), flags, n=1, cutoff=0.5) or [""]
+        sentence = f"no such option: {option}" + (f"; did you mean {flags[near]}?" if near else "")
+    elif "o such command" in sentence:
+        typed = sentence.split("'")[1]
+        sentence = f"no such command: {typed}{nearest(typed, known.commands)}"  # type: ignore[union-attr]
+    return f"{sentence}; see {path} --help"
+
+
+def interrupted(arguments: Sequence[str]) -> str:
+    """What to type to go on."""
+    if not arguments or arguments[0] not in RECIPES:
+        return "interrupted"
+    again = [*arguments, *([] if "--resume" in arguments else ["--resume"])]
+    return f"interrupted; go on with: {shlex.join(['mull', *again])}"
+
+
+def complain(sentence: str, code: int = 2, label: str = "error: ") -> int:
+    try:
+        print(f"{label}{sentence}", file=sys.stderr)
+    except UnicodeEncodeError:
+        print(f"{label}{sentence}".encode("ascii", "replace").decode(), file=sys.stderr)
+    return code
+
+
+if __name__ == "__main__":
+    sys.exit(main())
