@@ -11,7 +11,7 @@ from __future__ import annotations
 import random
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -20,12 +20,14 @@ import torch
 from mull import config as configs
 from mull.chat import Chat
 from mull.engine.sampler import derive_seed
+from mull.errors import UserError
 from mull.learn import losses, optim
 from mull.learn.forward import batch_logprobs
 from mull.learn.pack import pack, to_device
 from mull.learn.samples import supervised
 from mull.models import hf
 from mull.models.compiled import compile_layers
+from mull.models.config import ModelConfig
 from mull.models.flops import train_flops
 from mull.models.nano import nano_config, write_tokenizer
 from mull.progress import Mode, Progress
@@ -40,6 +42,8 @@ class PretrainConfig:
     out: Path = Path("runs/pretrain")
     tasks: tuple[str, ...] = PUZZLES
     levels: int = 4  # the easiest so many levels of each task; easier levels are drawn more often
+    layers: int = 4  # of the model
+    width: int = 128  # of the model, a multiple of 32
     steps: int = 4000
     step_tokens: int = 8192  # tokens of one optimiser step
     micro_tokens: int = 4096  # tokens of one forward and backward pass
@@ -55,6 +59,23 @@ class PretrainConfig:
     seed: int = 0
     threads: int = 0  # of torch; 0: its own choice
 
+    def __post_init__(self) -> None:
+        if self.layers < 1 or self.width < 32 or self.width % 32:
+            raise UserError(f"layers={self.layers}, width={self.width}: give at least 1 layer and a multiple of 32")
+
+
+def shape(cfg: PretrainConfig) -> ModelConfig:
+    """nano's shape in the wanted size; its own heads of 32, and half as many (or one) for keys and values."""
+    heads = cfg.width // 32
+    return replace(
+        nano_config(),
+        num_layers=cfg.layers,
+        hidden_size=cfg.width,
+        intermediate_size=3 * cfg.width,
+        num_heads=heads,
+        num_kv_heads=heads // 2 if heads % 2 == 0 else 1,
+    )
+
 
 def documents(tasks: list[Task], chat: Chat, levels: int, seed: int) -> Iterator[Sample]:
     """Worked problems of the train split, in the chat format; the question is context, the rest is learnt."""
@@ -68,9 +89,17 @@ def documents(tasks: list[Task], chat: Chat, levels: int, seed: int) -> Iterator
         yield supervised(chat.prompt(problem.question.text), chat.reply(worked.thought, worked.answer))
 
 
+def writer(name: str) -> Task:
+    """The task, which must write worked solutions."""
+    task = load_task(name)
+    if not isinstance(task, Task):
+        raise UserError(f"the task {name} writes no worked solutions to pretrain on: choose among {', '.join(PUZZLES)}")
+    return task
+
+
 def pretrain(cfg: PretrainConfig, command: str = "", resume: bool = False, mode: Mode = "auto") -> Path:
     """Runs the recipe; returns the folder of the trained model. See `PretrainConfig` for every setting."""
-    tasks = [load_task(name) for name in cfg.tasks]
+    tasks = [writer(name) for name in cfg.tasks]
     if cfg.threads:
         torch.set_num_threads(cfg.threads)
     with RunFolder.create(
@@ -79,12 +108,12 @@ def pretrain(cfg: PretrainConfig, command: str = "", resume: bool = False, mode:
         command,
         cfg.seed,
         resume=resume,
-        may_change=("steps", "threads", "checkpoint_every"),
+        may_change=("steps", "threads", "checkpoint_every", "precision"),
     ) as run:
         tokenizer = cfg.out / "tokenizer"
         write_tokenizer(tokenizer)
         chat = Chat.load(tokenizer)
-        model = hf.init(nano_config(), cfg.seed, device=cfg.device)
+        model = hf.init(shape(cfg), cfg.seed, device=cfg.device)
         make = optim.muon if cfg.optimizer == "muon" else optim.adamw
         optimizers = make(model, lr=cfg.lr, weight_decay=cfg.weight_decay)
         optimizers = optimizers if isinstance(optimizers, list) else [optimizers]
@@ -95,7 +124,7 @@ def pretrain(cfg: PretrainConfig, command: str = "", resume: bool = False, mode:
             for one, saved in zip(optimizers, state["optimizers"], strict=True):
                 one.load_state_dict(saved)
             flops = state["flops"]
-            run.truncate_metrics(step)
+        run.truncate_metrics(step if latest else -1)  # what a run logged after its last checkpoint comes again
         note = compile_layers(model) if cfg.compile else "training runs eagerly (compile = false)"
 
         with Progress("pretraining nano", cfg.steps, start=step, mode=mode) as progress:
