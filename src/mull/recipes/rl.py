@@ -233,7 +233,7 @@ def learn(
     seen: list[losses.Diagnostics] = []
     norms: list[float] = []
     skipped = 0
-    share = -(-len(todo) // cfg.minibatches)
+    share = max(1, -(-len(todo) // cfg.minibatches))  # nothing to learn from makes no update, not an error
     for start in range(0, len(todo), share):
         for batch in pack(todo[start : start + share], cfg.micro_tokens):
             batch = to_device(batch, cfg.device)
@@ -260,9 +260,29 @@ def learn(
 
 # ------------------------------------------------------------------------------------------------ the loop
 
+SHOWN = ("reward", "length", "truncated", "entropy", "grad_norm")  # in the terminal; metrics.jsonl has everything
+
 
 def model_folder(name: str) -> Path:
     return shipped_folder() if name == "nano" else Path(name)
+
+
+def refuse_impossible(cfg: RLConfig, tasks: Sequence[Checked], chat: Chat, context: int) -> None:
+    """What cannot be trained on is a UserError before anything is written: a task without such levels or without
+    problems to train on, and chains that do not fit into the model's context."""
+    for task in tasks:
+        levels = [level for level in cfg.levels if level in task.levels]
+        if not levels:
+            raise UserError(
+                f"the task {task.name} has no level among {list(cfg.levels)}: its levels are {list(task.levels)}"
+            )
+        for level in levels:
+            prompt = len(chat.prompt(next(task.stream(level, "train", cfg.seed)).question.text))
+            if prompt + cfg.think_tokens + cfg.answer_tokens > context:
+                raise UserError(
+                    f"a prompt of {task.name} level {level} ({prompt} tokens), think_tokens={cfg.think_tokens} and "
+                    f"answer_tokens={cfg.answer_tokens} do not fit into the model's context of {context}: lower them"
+                )
 
 
 def rl(cfg: RLConfig, command: str = "", resume: bool = False, mode: Mode = "auto") -> Path:
@@ -274,11 +294,12 @@ def rl(cfg: RLConfig, command: str = "", resume: bool = False, mode: Mode = "aut
     source = model_folder(cfg.model)
     chat = Chat.load(source)
     model = hf.load(source, device=cfg.device)
+    refuse_impossible(cfg, tasks, chat, model.config.max_positions)
     reference = copy.deepcopy(model).requires_grad_(False) if cfg.kl else None
     chosen = method(cfg)
     optimizer = optim.adamw(model, cfg.lr, cfg.weight_decay)
     ledger, detector = Ledger(), CollapseDetector()
-    step, mixed_share, version = 0, 0.5, 0
+    step, mixed_share = 0, 0.5
 
     with RunFolder.create(
         cfg.out, configs.to_toml(cfg), command, cfg.seed, resume, may_change=("steps", "threads", "eval_every")
@@ -288,12 +309,13 @@ def rl(cfg: RLConfig, command: str = "", resume: bool = False, mode: Mode = "aut
             model.load_state_dict(state["model"])
             optimizer.load_state_dict(state["optimizer"])
             ledger = Ledger.restore(state["ledger"])
-            mixed_share, version = state["mixed_share"], state["policy_version"]
-            run.truncate_metrics(step)
-            for row in run.metrics():
-                detector.update(row["step"], row["reward"], row["entropy"], row["length"], row["truncated"])
+            mixed_share = state["mixed_share"]
+        run.truncate_metrics(step if latest else -1)  # what a run logged after its last checkpoint comes again
+        for row in run.metrics():
+            if row["step"] > 0:
+                detector.update(row["step"], row["reward"], row.get("entropy"), row["length"], row["truncated"])
         memory = int(cfg.memory_gib * 2**30) or None
-        engine = LocalEngine(model, chat, cfg.max_sequences, memory, policy_version=version)
+        engine = LocalEngine(model, chat, cfg.max_sequences, memory)
         compiled = compile_layers(model) if cfg.compile else "training runs eagerly (compile = false)"
 
         title = f"{'random rewards' if cfg.random_reward else cfg.algorithm} on {', '.join(cfg.tasks)}"
@@ -303,6 +325,7 @@ def rl(cfg: RLConfig, command: str = "", resume: bool = False, mode: Mode = "aut
                 if cfg.eval_every and step == 0:
                     run.log(0, {"eval": report_eval(cfg, held, engine, chat, ledger), **totals(ledger)})
                 started = time.perf_counter()
+                engine.restore_version(step)  # and an empty prefix cache, as a resumed run has it
                 rollouts = asyncio.run(collect(cfg, tasks, engine, chat, step, mixed_share))
                 sampled = time.perf_counter()
                 todo = to_samples(cfg, chosen, rollouts)
@@ -335,8 +358,16 @@ def rl(cfg: RLConfig, command: str = "", resume: bool = False, mode: Mode = "aut
                     step, metrics["reward"], metrics.get("entropy"), metrics["length"], metrics["truncated"]
                 ):
                     progress.say(f"{alarm} (the best checkpoint is kept)", important=True)
-                shown_metrics = {k: v for k, v in metrics.items() if not isinstance(v, dict)}
-                progress.update(step, **shown_metrics)
+                if metrics["reward"] is None:
+                    why = next((v.error for t in rollouts.traces for v in t.verdicts), "")
+                    progress.say(f"no answer of step {step} could be judged: {why}", important=True)
+                shown_metrics = {key: metrics.get(key) for key in SHOWN}
+                progress.update(
+                    step,
+                    **shown_metrics,
+                    unscorable=metrics["unscorable"] or None,
+                    tokens_per_s=metrics["tokens_per_second"],
+                )
                 shown = rollouts.traces[step % len(rollouts.traces)]
                 run.add_traces(step, [trace_row(shown, chat)])
                 thought, answer, _ = chat.split(thought_tokens(shown, shown.leaves[0]))
@@ -347,7 +378,6 @@ def rl(cfg: RLConfig, command: str = "", resume: bool = False, mode: Mode = "aut
                         "optimizer": optimizer.state_dict(),
                         "ledger": ledger.state(),
                         "mixed_share": mixed_share,
-                        "policy_version": engine.policy_version + 1,  # the weights have moved since it last looked
                     }
                     recent = [row["reward"] for row in run.metrics() if row["step"] > max(0, step - 10)]
                     recent = [r for r in recent if r is not None]
