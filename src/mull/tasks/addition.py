@@ -135,6 +135,11 @@ class Addition(Task):
     description = "addition of two n-digit numbers with a scratchpad"
     max_thought = 320
 
+    @property
+    def easy_level(self) -> int:
+        """Levels 1 and 2 are learnt by heart: level 1 has 55 problems in all, 5 of them in the test split."""
+        return 3
+
     def draw(self, level: int, rng: random.Random) -> tuple[str, str, Reference]:
         low = 10 ** (level - 1) if level > 1 else 0
         a, b = rng.randint(low, 10**level - 1), rng.randint(low, 10**level - 1)

@@ -127,6 +127,11 @@ class Task(ABC):
     description: str  # one sentence for people
     max_thought: int = 256  # characters that a sensible chain of thought of the hardest level stays below
 
+    @property
+    def easy_level(self) -> int:
+        """Where training starts: the first level with enough different problems to measure on."""
+        return self.levels[0]
+
     # --- what a task implements
 
     @abstractmethod
