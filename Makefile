@@ -32,7 +32,7 @@ help:
 	@sed -n '1,/^$$/{s/^# \{0,1\}//p}' Makefile
 
 demo: $(VENV)/.mull-core
-	$(BIN)/mull demo --out runs/demo $(DEMO_ARGS)
+	$(BIN)/mull demo --out runs/demo --resume $(DEMO_ARGS)
 
 # Two processes of one thread each: more threads per process only fight over the same cores.
 test: $(VENV)/.mull-dev

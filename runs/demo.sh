@@ -7,5 +7,5 @@ cd "$(dirname "$0")/.."
 export OMP_WAIT_POLICY=passive
 out=${1:-runs/demo}
 mull=${MULL:-.venv/bin/mull}
-"$mull" demo --out "$out"
+"$mull" demo --out "$out" --resume
 "$(dirname "$mull")/python" runs/demo_evidence.py "$out"
