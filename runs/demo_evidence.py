@@ -23,13 +23,26 @@ IMAGES = Path("docs/img")
 
 def rows(run: Path) -> list[dict]:
     found = json.loads((run / "summary.json").read_text())
-    common = {"seeds": [found["seed"]], "command": "runs/demo.sh", "commit": found["commit"], "machine": found["machine"]}
+    common = {
+        "seeds": [found["seed"]],
+        "command": "runs/demo.sh",
+        "commit": found["commit"],
+        "machine": found["machine"],
+    }
     before, after, gain = (found["pass_at_1"][key] for key in ("base", "trained", "gain"))
     control = found["control"]["random_reward"]
     tasks = " and ".join(found["tasks"])
 
     def interval(claim: str, e: dict, unit: str = "share") -> dict:
-        return {"claim": claim, "value": e["mean"], "low": e["low"], "high": e["high"], "n": e["n"], "unit": unit, **common}
+        return {
+            "claim": claim,
+            "value": e["mean"],
+            "low": e["low"],
+            "high": e["high"],
+            "n": e["n"],
+            "unit": unit,
+            **common,
+        }
 
     out = [
         interval(f"pass@1 on held-out {tasks}, before", before),
@@ -37,7 +50,10 @@ def rows(run: Path) -> list[dict]:
         interval("gain, paired by problem", gain, "points"),
         interval("pass@1 of the control, trained with random rewards", control),
     ]
-    for name, label in (("test_curve", "majority vote of the trained model"), ("budget_curve", "thinking budget, trained model")):
+    for name, label in (
+        ("test_curve", "majority vote of the trained model"),
+        ("budget_curve", "thinking budget, trained model"),
+    ):
         curve = found[name]
         for point, which in ((curve[0], "least compute"), (curve[-1], "most compute")):
             e = {"mean": point["accuracy"], "low": point["low"], "high": point["high"], "n": after["n"]}

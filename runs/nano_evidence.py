@@ -1,6 +1,6 @@
 """Measures pass@1 of a base model on every task and level; writes docs/evidence/nano-base.json.
 
-    python runs/nano_evidence.py [MODEL FOLDER]
+python runs/nano_evidence.py [MODEL FOLDER]
 """
 
 from __future__ import annotations

@@ -6,7 +6,7 @@ import shutil
 
 import torch
 
-from mull.models.transformer import Transformer
+from mull.models.transformer import Layer, Transformer
 
 
 def compile_layers(model: Transformer) -> str:
@@ -18,6 +18,7 @@ def compile_layers(model: Transformer) -> str:
     if model.device.type == "cpu" and not (shutil.which("g++") or shutil.which("clang++")):
         return "no C++ compiler was found (g++ or clang++): training runs eagerly, a third slower"
     for layer in model.layers:
+        assert isinstance(layer, Layer)
         layer.before = torch.compile(layer.before, dynamic=True)
         layer.after = torch.compile(layer.after, dynamic=True)
     return "layers are compiled at the first step"

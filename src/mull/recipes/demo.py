@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -58,8 +58,9 @@ class DemoConfig:
     votes: int = 64  # samples of each
     budgets: tuple[int, ...] = (4, 8, 16, 32, 64, 128, 256)  # thinking tokens
     eval_every: int = 10
+    compile: bool = True
     seed: int = 0
-    threads: int = 0
+    threads: int = 0  # of torch; 0: its own choice
 
 
 def demo(cfg: DemoConfig, command: str = "mull demo", resume: bool = False, mode: Mode = "auto") -> Path:
@@ -96,6 +97,7 @@ def demo(cfg: DemoConfig, command: str = "mull demo", resume: bool = False, mode
             lr=cfg.lr,
             eval_every=cfg.eval_every,
             eval_problems=cfg.problems // 2,
+            compile=cfg.compile,
             seed=cfg.seed,
             threads=cfg.threads,
         )
@@ -120,7 +122,7 @@ def demo(cfg: DemoConfig, command: str = "mull demo", resume: bool = False, mode
         data = page(cfg, command, seconds, evaluations, training, control)
         write_whole(out / "report_data.json", json.dumps(data).encode())
         write_whole(out / "summary.json", (json.dumps(summary(data, cfg), indent=1) + "\n").encode())
-        return write_report(data, out / "report.html")
+        return write_report(cast(report_data.ReportData, data), out / "report.html")
 
 
 class Stages:
