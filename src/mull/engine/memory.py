@@ -7,28 +7,15 @@ Two implementations of one idea: `NativePages` (float32 on CPU, a C++ kernel tha
 from __future__ import annotations
 
 import ctypes
-from dataclasses import dataclass
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 
 from mull.engine import native
-from mull.engine.pages import PAGE
+from mull.engine.pages import PAGE, Rows
 from mull.models.config import ModelConfig
 from mull.models.transformer import Attend
-
-
-@dataclass
-class Rows:
-    """The tokens of one engine step: row n is position `position_N[n]` of the sequence in slot `slot_N[n]`.
-
-    Rows of one slot are adjacent and ascending. `table` is the engine's page table [slots, pages], int32.
-    """
-
-    slot_N: np.ndarray  # int32
-    position_N: np.ndarray  # int32
-    table: np.ndarray
 
 
 def page_bytes(config: ModelConfig, dtype: torch.dtype) -> int:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 from collections import OrderedDict
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -25,6 +26,26 @@ def root_digest(version: int) -> bytes:
 def chain(previous: bytes, tokens: np.ndarray) -> bytes:
     """The digest of a prefix that ends with one more full page; `tokens` are that page's int32 ids."""
     return hashlib.blake2b(tokens.tobytes(), key=previous[:64], digest_size=16).digest()
+
+
+def page_digests(version: int, tokens: np.ndarray) -> list[bytes]:
+    """The digests of all full pages of int32 `tokens`, in order."""
+    digests = [root_digest(version)]
+    for start in range(0, len(tokens) - PAGE + 1, PAGE):
+        digests.append(chain(digests[-1], tokens[start : start + PAGE]))
+    return digests[1:]
+
+
+@dataclass
+class Rows:
+    """The tokens of one engine step: row n is position `position_N[n]` of the sequence in slot `slot_N[n]`.
+
+    Rows of one slot are adjacent and ascending. `table` is the engine's page table [slots, pages], int32.
+    """
+
+    slot_N: np.ndarray  # int32
+    position_N: np.ndarray  # int32
+    table: np.ndarray
 
 
 class OutOfPages(Exception):
@@ -61,23 +82,17 @@ class PagePool:
         self.counts[page] = 1
         return page
 
-    def match(self, version: int, tokens: np.ndarray, limit: int) -> tuple[list[int], bytes]:
-        """Takes hold of the longest run of cached pages that `tokens[:limit]` starts with.
-
-        Returns the pages and the digest where the run ends.
-        """
+    def match(self, digests: Sequence[bytes]) -> list[int]:
+        """Takes hold of the longest run of cached pages that a sequence with these page digests starts with."""
         pages: list[int] = []
-        digest = root_digest(version)
-        for start in range(0, limit - PAGE + 1, PAGE):
-            following = chain(digest, tokens[start : start + PAGE])
-            page = self.page_of.get(following)
+        for digest in digests:
+            page = self.page_of.get(digest)
             if page is None:
                 break
-            digest = following
             self.counts[page] += 1
             self.idle.pop(page, None)
             pages.append(page)
-        return pages, digest
+        return pages
 
     def register(self, page: int, digest: bytes) -> None:
         """Makes a full page findable. The first page with a digest wins; a later twin stays private."""
@@ -86,7 +101,9 @@ class PagePool:
             self.digest_of[page] = digest
 
     def release(self, pages: Sequence[int]) -> None:
-        for page in pages:
+        """Lets go of a sequence's pages, given in order. Its end is dropped first when memory is needed: a page whose
+        predecessors are gone can never be found again."""
+        for page in reversed(pages):
             self.counts[page] -= 1
             if self.counts[page] == 0:
                 if page in self.digest_of:

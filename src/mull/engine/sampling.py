@@ -36,7 +36,10 @@ def draw(
     top_k_R: np.ndarray,
     uniform_R: np.ndarray,
 ) -> Drawn:
-    """Samples one token per row of float32 logits; temperature 0 is greedy."""
+    """Samples one token per row of float32 logits; temperature 0 is greedy. Logits of -inf are never drawn.
+
+    FloatingPointError when a row has no distribution (NaN, +inf, or -inf everywhere).
+    """
     device = logits_RV.device
     greedy_R = temperature_R == 0
     if (temperature_R != 1).any():
@@ -45,14 +48,17 @@ def draw(
     kept_R: list[np.ndarray | None] = [None] * len(temperature_R)
     limited = np.flatnonzero(((top_p_R < 1) | (top_k_R > 0)) & ~greedy_R)
     if len(limited):
-        logits_RV = logits_RV.clone()
-        for r in limited:
-            keep_V = _support(logits_RV[r], float(top_p_R[r]), int(top_k_R[r]))
-            logits_RV[r].masked_fill_(~keep_V, -torch.inf)
-            kept_R[r] = keep_V.nonzero()[:, 0].cpu().numpy().astype(np.int32)
+        index = torch.from_numpy(limited).to(device)
+        keep_LV = _support(logits_RV[index], top_p_R[limited], top_k_R[limited])
+        cut_LV = logits_RV[index].masked_fill(~keep_LV, -torch.inf)
+        logits_RV = cut_LV if len(limited) == len(kept_R) else logits_RV.index_copy(0, index, cut_LV)
+        ids = np.nonzero(keep_LV.cpu().numpy())[1].astype(np.int32)
+        sizes = keep_LV.sum(-1).cpu().numpy()
+        for r, part in zip(limited, np.split(ids, np.cumsum(sizes)[:-1]), strict=True):
+            kept_R[r] = part if len(part) < logits_RV.shape[1] else None
     logprobs_RV = logits_RV.log_softmax(-1)
     cumulative_RV = logprobs_RV.exp().cumsum(-1, dtype=torch.float64)
-    total_R1 = cumulative_RV[:, -1:]
+    total_R1 = cumulative_RV[:, -1:].contiguous()
     target_R1 = torch.from_numpy(uniform_R).to(device)[:, None] * total_R1
     # The first token whose cumulative probability exceeds the target; rounding may push the target onto the total,
     # and then the last token that has any probability is meant.
@@ -60,19 +66,21 @@ def draw(
     tokens_R1 = torch.minimum(tokens_R1, torch.searchsorted(cumulative_RV, total_R1))
     if greedy_R.any():
         tokens_R1 = torch.where(torch.from_numpy(greedy_R).to(device)[:, None], logits_RV.argmax(-1, True), tokens_R1)
-    chosen_R = logprobs_RV.gather(-1, tokens_R1)[:, 0]
-    return Drawn(tokens_R1[:, 0].cpu().numpy(), chosen_R.cpu().numpy(), kept_R)
+    chosen_R = logprobs_RV.gather(-1, tokens_R1.clamp_max(logits_RV.shape[1] - 1))[:, 0].cpu().numpy()
+    if not np.isfinite(chosen_R).all():
+        raise FloatingPointError("the model's logits are not finite: its weights have diverged")
+    return Drawn(tokens_R1[:, 0].cpu().numpy(), chosen_R, kept_R)
 
 
-def _support(logits_V: torch.Tensor, top_p: float, top_k: int) -> torch.Tensor:
-    """The tokens that remain: the top k, then of those the smallest set whose mass reaches p (ties broken by id)."""
-    order = logits_V.argsort(descending=True, stable=True)
-    keep = torch.ones_like(order, dtype=torch.bool)
-    if 0 < top_k < len(order):
-        keep[top_k:] = False
-    if top_p < 1:
-        probabilities = logits_V[order].masked_fill(~keep, -torch.inf).softmax(-1)
-        before = probabilities.cumsum(-1) - probabilities
-        keep &= before < top_p
-        keep[0] = True
-    return torch.zeros_like(keep).scatter(0, order, keep)
+def _support(logits_LV: torch.Tensor, top_p_L: np.ndarray, top_k_L: np.ndarray) -> torch.Tensor:
+    """Which tokens remain: the top k, then of those the smallest set whose mass reaches p (ties broken by id)."""
+    device, V = logits_LV.device, logits_LV.shape[1]
+    sorted_LV, order_LV = logits_LV.sort(dim=-1, descending=True, stable=True)
+    top_k = torch.from_numpy(np.where(top_k_L > 0, top_k_L, V).astype(np.int64)).to(device)
+    keep_LV = (torch.arange(V, device=device) < top_k[:, None]) & (sorted_LV > -torch.inf)
+    probability_LV = sorted_LV.masked_fill(~keep_LV, -torch.inf).softmax(-1)
+    before_LV = probability_LV.cumsum(-1, dtype=torch.float64) - probability_LV
+    top_p_L1 = torch.from_numpy(np.where(top_p_L < 1, top_p_L, np.inf).astype(np.float64)).to(device)[:, None]
+    keep_LV &= before_LV < top_p_L1
+    keep_LV[:, 0] = True
+    return torch.zeros_like(keep_LV).scatter(-1, order_LV, keep_LV)

@@ -1,0 +1,309 @@
+"""Who computes what in the next step: slots, pages and queues of the local engine. numpy only.
+
+Memory is bounded by the page pool. A request waits until there is room for what it knows; if running sequences outgrow
+the pool, the youngest one returns to the head of the queue with what it has (its randomness depends on its seed and
+position alone, so its tokens do not change).
+
+Per-sequence state is in arrays over slots, because a step has to cost microseconds per sequence, not more.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from mull.chat.decode import StreamDecoder
+from mull.engine.pages import PAGE, OutOfPages, PagePool, Rows, chain, page_digests, root_digest
+from mull.errors import StopReason
+from mull.models.config import ModelConfig
+from mull.models.flops import causal_context, forward_flops
+from mull.types import Completion, Cost, SamplingParams
+
+
+def pages_for(tokens: int) -> int:
+    return -(-tokens // PAGE)
+
+
+@dataclass(eq=False)
+class Call:
+    """One call of `sample`: n requests with one prefix, answered together."""
+
+    prefix: np.ndarray  # int32
+    future: asyncio.Future[list[Completion]]
+    limit: int  # total tokens at which its requests end
+    results: list[Completion | None]
+    digests: list[bytes] = field(default_factory=list)  # of the prefix's full pages, under `version`
+    version: int = -1
+
+    def digests_under(self, version: int) -> list[bytes]:
+        if self.version != version:
+            self.version, self.digests = version, page_digests(version, self.prefix)
+        return self.digests
+
+
+@dataclass(eq=False)
+class Request:
+    call: Call
+    index: int  # in `call.results`
+    params: SamplingParams  # with the seed of this request
+    tokens: np.ndarray  # all that is known when it enters a slot: prefix, forced, and what preemption left
+    scored: int  # how many tokens need no (more) log-probability: the prefix, and what preemption left
+    started: bool = False
+    logprobs: np.ndarray | None = None  # of `tokens`, after a preemption
+    kept: list[np.ndarray | None] = field(default_factory=list)
+    decoder: StreamDecoder | None = None  # only where there are stop strings
+    tail: str = ""  # the text that a stop string may have begun in
+    pages: list[int] = field(default_factory=list)
+    digests: list[bytes] = field(default_factory=list)  # of full pages, as far as they are known
+    registered: int = 0  # pages that are findable by others
+    entered_at: int = 0  # tokens that were cached when it entered its slot
+    cached: int = 0  # the same at its first entrance
+    computed: int = 0  # tokens through the model before its last entrance
+    context: int = 0  # keys that those attended to
+
+    @property
+    def sharable(self) -> int:
+        """Full pages that it may take from the cache: the last scored token must be computed, for its logits."""
+        return (self.scored - 1) // PAGE
+
+    def next_digest(self) -> bytes | None:
+        """Of the page that it fills next, where another request may be about to fill the same."""
+        return self.digests[self.registered] if self.registered < self.sharable else None
+
+
+class Schedule:
+    """Slots and queue. `policy_version` is part of what makes two prefixes equal."""
+
+    def __init__(self, config: ModelConfig, pool: PagePool, max_sequences: int, max_step_tokens: int):
+        s, t = max_sequences, config.max_positions
+        self.config, self.pool, self.max_step_tokens = config, pool, max_step_tokens
+        self.policy_version = 0
+        self.waiting: deque[Request] = deque()
+        self.order: list[int] = []  # running slots, oldest first
+        self.requests: list[Request | None] = [None] * s
+        self.free_slots = list(range(s - 1, -1, -1))
+        self.tokens = np.zeros((s, t), np.int32)
+        self.logprobs = np.zeros((s, t), np.float32)  # entry i belongs to token i
+        self.table = np.full((s, pages_for(t)), -1, np.int32)
+        self.held = np.zeros(s, np.int32)  # pages in `table`
+        self.registered = np.zeros(s, np.int32)
+        self.length = np.zeros(s, np.int32)
+        self.computed = np.zeros(s, np.int32)
+        self.prefix = np.zeros(s, np.int32)  # tokens of the prefix; forced and sampled ones follow
+        self.wanted_from = np.zeros(s, np.int32)  # the first position whose logits are wanted
+        self.limit = np.zeros(s, np.int32)
+        self.seed = np.zeros(s, np.uint64)
+        self.temperature = np.ones(s, np.float32)
+        self.top_p = np.ones(s, np.float32)
+        self.top_k = np.zeros(s, np.int32)
+        self.stop_tokens = np.full((s, 2), -1, np.int32)
+        self.watched = np.zeros(s, bool)  # has stop strings
+        self.preemptions = 0
+        self.spent = Cost()  # of all requests that have left, withdrawn ones included
+        self._taking: tuple[np.ndarray, np.ndarray] = (np.zeros(0, np.int32), np.zeros(0, np.int32))
+
+    @property
+    def busy(self) -> bool:
+        return bool(self.waiting or self.order)
+
+    @property
+    def started(self) -> bool:
+        """Whether any request has computed something that depends on the weights."""
+        return bool(self.order) or any(r.started for r in self.waiting)
+
+    def request(self, slot: int) -> Request:
+        request = self.requests[slot]
+        assert request is not None
+        return request
+
+    # ------------------------------------------------------------------------------------------ what to compute
+
+    def rows(self) -> Rows | None:
+        """What to compute now, with pages taken for it: decoding rows first, then chunks of prompts, oldest first."""
+        while self.order:
+            order = np.array(self.order, dtype=np.int32)
+            # The token at the limit is never read by the model: nothing follows it.
+            need = np.minimum(self.length[order], self.limit[order] - 1) - self.computed[order]
+            if (need > 1).any() or len(order) > self.max_step_tokens:
+                first = np.argsort(need > 1, kind="stable")
+                order, need = order[first], need[first]
+                take = np.clip(self.max_step_tokens - (np.cumsum(need) - need), 0, need)
+                take[0] = max(take[0], 1)
+                order, take = order[take > 0], take[take > 0]
+                slot_N = np.repeat(order, take)
+                offset = np.arange(len(slot_N)) - np.repeat(np.cumsum(take) - take, take)
+                position_N = (np.repeat(self.computed[order], take) + offset).astype(np.int32)
+            else:
+                take, slot_N, position_N = need, order, self.computed[order]
+            try:
+                want = (self.computed[order] + take + (PAGE - 1)) // PAGE
+                for i in np.flatnonzero(want > self.held[order]):
+                    self._allocate(int(order[i]), int(want[i]))
+            except OutOfPages:
+                self._preempt(self.order[-1])
+                continue
+            self._taking = order, take
+            return Rows(slot_N, position_N, self.table)
+        return None
+
+    def advance(self) -> None:
+        """The rows were computed: counts them, and makes newly filled pages findable."""
+        order, take = self._taking
+        self.computed[order] += take
+        for slot in order[self.computed[order] // PAGE > self.registered[order]].tolist():
+            request = self.request(slot)
+            while (request.registered + 1) * PAGE <= self.computed[slot]:
+                page = request.registered
+                if page == len(request.digests):
+                    tokens = self.tokens[slot, page * PAGE : (page + 1) * PAGE]
+                    request.digests.append(
+                        chain(request.digests[-1] if page else root_digest(self.policy_version), tokens)
+                    )
+                self.pool.register(request.pages[page], request.digests[page])
+                request.registered += 1
+            self.registered[slot] = request.registered
+
+    def _allocate(self, slot: int, want: int) -> None:
+        request = self.request(slot)
+        while len(request.pages) < want:
+            page = self.pool.allocate()
+            self.table[slot, len(request.pages)] = page
+            request.pages.append(page)
+            self.held[slot] = len(request.pages)
+
+    # ------------------------------------------------------------------------------------------ coming and going
+
+    def admit(self) -> None:
+        """Takes waiting requests in order while a slot and the pages for their known tokens plus one are there.
+
+        A request whose next page some running request is about to fill waits for it instead of computing it twice:
+        that is how the samples of one group share their prompt. With nothing running the first one always enters, so
+        waiting ends.
+        """
+        if not (self.waiting and self.free_slots):
+            return
+        order = np.array(self.order, dtype=np.int32)
+        target = np.minimum(self.length[order], self.limit[order] - 1)
+        promised = int(np.maximum((target + PAGE - 1) // PAGE - self.held[order], 0).sum())
+        reading = order[self.computed[order] < self.wanted_from[order]]
+        being_filled = {self.request(slot).next_digest() for slot in reading.tolist()} - {None}
+        deferred: list[Request] = []
+        while self.waiting and self.free_slots:
+            request = self.waiting[0]
+            if not request.started:
+                request.digests = list(request.call.digests_under(self.policy_version))
+            pages = self.pool.match(request.digests[: request.sharable])
+            request.registered = len(pages)
+            following = request.next_digest()
+            if following in being_filled:
+                self.pool.release(pages)
+                deferred.append(self.waiting.popleft())
+                continue
+            wanted = pages_for(min(len(request.tokens) + 1, request.call.limit - 1)) - len(pages)
+            if self.order and wanted + promised > self.pool.available:
+                self.pool.release(pages)
+                break
+            promised += max(wanted, 0)
+            if following is not None:
+                being_filled.add(following)
+            self.waiting.popleft()
+            self._enter(request, pages)
+        self.waiting.extendleft(reversed(deferred))
+
+    def _enter(self, request: Request, pages: list[int]) -> None:
+        slot = self.free_slots.pop()
+        self.requests[slot] = request
+        self.order.append(slot)
+        shared, n, p = len(pages), len(request.tokens), request.params
+        request.pages, request.entered_at = pages, shared * PAGE
+        if not request.started:
+            request.cached, request.started = shared * PAGE, True
+        self.table[slot, :shared] = pages
+        self.held[slot] = self.registered[slot] = shared
+        self.tokens[slot, :n] = request.tokens
+        if request.logprobs is not None:
+            self.logprobs[slot, :n] = request.logprobs
+        self.length[slot], self.computed[slot] = n, shared * PAGE
+        self.prefix[slot], self.limit[slot] = len(request.call.prefix), request.call.limit
+        self.wanted_from[slot] = request.scored - 1
+        self.seed[slot] = p.seed
+        self.temperature[slot], self.top_p[slot], self.top_k[slot] = p.temperature, p.top_p, p.top_k
+        missing = len(p.stop_tokens) - self.stop_tokens.shape[1]
+        if missing > 0:
+            self.stop_tokens = np.pad(self.stop_tokens, ((0, 0), (0, missing)), constant_values=-1)
+        self.stop_tokens[slot] = -1
+        self.stop_tokens[slot, : len(p.stop_tokens)] = p.stop_tokens
+        self.watched[slot] = bool(p.stop)
+
+    def _leave(self, slot: int) -> Request:
+        request, computed = self.request(slot), int(self.computed[slot])
+        request.computed += computed - request.entered_at
+        request.context += causal_context(request.entered_at, computed)
+        self.pool.release(request.pages)
+        request.pages = []
+        self.requests[slot] = None
+        self.order.remove(slot)
+        self.free_slots.append(slot)
+        return request
+
+    def _preempt(self, slot: int) -> None:
+        length, computed = int(self.length[slot]), int(self.computed[slot])
+        request = self._leave(slot)
+        request.tokens = self.tokens[slot, :length].copy()
+        request.logprobs = self.logprobs[slot, :length].copy()
+        # The logits of position i score token i + 1.
+        request.scored = max(request.scored, min(length, computed + 1))
+        self.waiting.appendleft(request)
+        self.preemptions += 1
+
+    def finish(self, slot: int, stop: StopReason) -> tuple[Request, Completion]:
+        start, end = int(self.prefix[slot]), int(self.length[slot])
+        request = self._leave(slot)
+        cost = self._cost(request, end, int(self.computed[slot]))
+        self.spent = self.spent + cost
+        forced = len(request.params.forced)
+        kept = None
+        if request.kept:
+            none = np.zeros(0, np.int32)
+            kept = (*[none] * forced, *[none if k is None else k for k in request.kept])
+        return request, Completion(
+            tokens=tuple(self.tokens[slot, start:end].tolist()),
+            logprobs=tuple(self.logprobs[slot, start:end].tolist()),
+            stop=stop,
+            policy_version=self.policy_version,
+            temperature=request.params.temperature,
+            forced=forced,
+            kept=kept,
+            cost=cost,
+        )
+
+    def withdraw(self, call: Call | None = None) -> None:
+        """Drops the requests of `call`, or all; their slots and pages are free at once."""
+        for slot in [s for s in self.order if call is None or self.request(s).call is call]:
+            request = self._leave(slot)
+            self.spent = self.spent + self._cost(request, int(self.length[slot]), int(self.computed[slot]))
+        gone = [r for r in self.waiting if call is None or r.call is call]
+        for request in gone:
+            if request.started:
+                self.spent = self.spent + self._cost(request, len(request.tokens), request.scored - 1)
+        if gone:
+            self.waiting = deque(r for r in self.waiting if call is not None and r.call is not call)
+
+    def _cost(self, request: Request, length: int, reached: int) -> Cost:
+        """What a request without a slot has consumed; `reached` tokens of its `length` have been through the model.
+
+        What a preemption made it compute again is in the FLOPs only, so that prefill and cached tokens add up to what
+        was given.
+        """
+        prefix, given = len(request.call.prefix), len(request.call.prefix) + len(request.params.forced)
+        # Every position that predicts a forced or sampled token had its logits computed.
+        scored = max(request.scored, min(length, reached + 1)) - prefix
+        return Cost(
+            sampled_tokens=length - given,
+            prefill_tokens=max(0, min(given, reached) - request.cached),
+            cached_tokens=request.cached,
+            flops=forward_flops(self.config, request.computed, request.context, scored),
+        )
