@@ -7,6 +7,7 @@
 # VENV=DIR           where the environment lives
 # PIP_ARGS=...       more arguments for pip install, such as the index of PyTorch's CPU builds
 # DEMO_ARGS=...      more arguments for `mull demo`
+# BENCH_ARGS=...     more arguments for `mull bench`, such as -o profile=true
 # TEST_ARGS=...      more arguments for pytest, such as tests/test_config.py
 
 PYTHON ?= python3
@@ -14,6 +15,7 @@ VENV ?= .venv
 BENCH_VENV ?= .venv-bench
 PIP_ARGS ?=
 DEMO_ARGS ?=
+BENCH_ARGS ?=
 TEST_ARGS ?=
 
 # Threads that spin while they wait ruin each other's speed as soon as the machine has something else to do.
@@ -47,8 +49,8 @@ lint: $(VENV)/.mull-dev
 	$(BIN)/pyright --pythonpath $(BIN)/python
 
 bench: $(BENCH_VENV)/.mull-bench
-	$(BENCH_VENV)/bin/mull bench rollout
-	$(BENCH_VENV)/bin/mull bench rl-step
+	$(BENCH_VENV)/bin/mull bench rollout $(BENCH_ARGS)
+	$(BENCH_VENV)/bin/mull bench rl-step $(BENCH_ARGS)
 
 docs: $(VENV)/.mull-core
 	$(BIN)/python -m mull.evals.tables README.md docs
@@ -70,10 +72,12 @@ $(VENV)/.mull-dev: $(INPUTS)
 	@$(BIN)/python $(PIP_INSTALL) --editable '.[dev]' || { echo "mull: the installation failed; see pip's message above" >&2; exit 1; }
 	@touch $@ $(VENV)/.mull-core
 
-$(BENCH_VENV)/.mull-bench: $(INPUTS)
+# torch first and alone, so that the peers cannot pull in another build of it.
+$(BENCH_VENV)/.mull-bench: $(INPUTS) benchmarks/requirements.txt
 	$(call environment,$(BENCH_VENV))
 	@echo "mull: installing mull and the peers that it is compared with into $(BENCH_VENV)"
-	@$(BENCH_VENV)/bin/python $(PIP_INSTALL) --editable '.[bench]' || { echo "mull: the installation failed; see pip's message above" >&2; exit 1; }
+	@$(BENCH_VENV)/bin/python $(PIP_INSTALL) 'torch>=2.11,<=2.13.0' && \
+	  $(BENCH_VENV)/bin/python $(PIP_INSTALL) --requirement benchmarks/requirements.txt --editable . || { echo "mull: the installation failed; see pip's message above" >&2; exit 1; }
 	@touch $@
 
 # Makes the environment $(1) when it is absent, or when its interpreter has gone or has no pip.
