@@ -19,11 +19,11 @@ from mull.models.nano import write_tokenizer
 from mull.models.transformer import Transformer
 from mull.types import Completion, SamplingParams
 
-CONFIG = ModelConfig("qwen3", 272, 32, 64, 2, 4, 2, 8, 128, qk_norm=True)
+CONFIG = ModelConfig("qwen3", 272, 32, 64, 2, 4, 2, 16, 128, qk_norm=True)
 FAMILIES = {
     "qwen3": CONFIG,
     "qwen2": replace(CONFIG, family="qwen2", qk_norm=False, qkv_bias=True, tied=False),
-    "llama": replace(CONFIG, family="llama", qk_norm=False, num_kv_heads=4, head_dim=16, num_layers=1),
+    "llama": replace(CONFIG, family="llama", qk_norm=False, num_kv_heads=4, head_dim=32, num_layers=1),
     "mistral": replace(CONFIG, family="mistral", qk_norm=False, num_kv_heads=1, sliding_window=(9, None)),
 }
 
