@@ -1,0 +1,271 @@
+"""The RL recipe: what every option does, which groups and samples are learnt from, and what is refused."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from dataclasses import fields, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from mull.chat import Chat
+from mull.engine.local import LocalEngine
+from mull.errors import UserError
+from mull.learn.samples import truncated
+from mull.models import hf
+from mull.recipes.rl import RLConfig, Rollouts, collect, method, rl, shaped_rewards, to_samples
+from mull.tasks.load import load_task
+from tests.recipes.tiny import ENDS, save_tiny
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("rl")
+    (folder / "any.py").write_text(ENDS)
+    save_tiny(folder / "base")
+    save_tiny(folder / "other", seed=5)
+    return folder
+
+
+def config(home: Path, **changes: Any) -> RLConfig:
+    return replace(
+        RLConfig(
+            model=str(home / "base"),
+            tasks=(f"{home / 'any.py'}:Any",),
+            levels=(1,),
+            steps=2,
+            groups=2,
+            group_size=4,
+            think_tokens=12,
+            answer_tokens=8,
+            minibatches=2,
+            lr=0.005,
+            warmup=1,
+            max_grad_norm=100.0,
+            compile=False,
+            threads=1,
+        ),
+        **changes,
+    )
+
+
+def weights(folder: Path) -> torch.Tensor:
+    return torch.cat([p.detach().flatten() for p in hf.load(folder).parameters()])
+
+
+runs: dict[str, torch.Tensor] = {}
+
+
+def trained(home: Path, tmp_path: Path, **changes: Any) -> torch.Tensor:
+    """The weights after a run with these changes."""
+    key = repr(sorted(changes.items()))
+    if key not in runs:
+        cfg = config(home, **{"out": tmp_path / f"run{len(runs)}", **changes})
+        runs[key] = weights(rl(cfg, mode="quiet"))
+    return runs[key]
+
+
+# (option, its other value, what else must be set for it to matter)
+CHANGES: list[tuple[str, Any, dict[str, Any]]] = [
+    *[("algorithm", name, {}) for name in ("grpo", "dr_grpo", "rloo", "reinforce_pp", "dapo", "cispo", "gspo")],
+    *[("truncated", policy, {}) for policy in ("leave_out", "mask", "keep")],
+    ("model", "other", {}),
+    ("tasks", "Picky", {}),
+    ("levels", (2,), {"tasks": ("chain",), "random_reward": True}),
+    ("steps", 3, {}),
+    ("groups", 3, {}),
+    ("group_size", 6, {}),
+    ("think_tokens", 8, {}),
+    ("answer_tokens", 2, {}),
+    ("temperature", 0.7, {}),
+    ("top_p", 0.5, {}),
+    ("top_k", 5, {}),
+    ("overlong_buffer", 6, {}),
+    ("ratio_cap", 1.0, {}),
+    ("clip_low", 0.01, {"algorithm": "grpo"}),
+    ("clip_high", 0.01, {"algorithm": "grpo"}),
+    ("clip_high", 0.9, {"algorithm": "dapo"}),
+    ("kl", 0.5, {}),
+    ("minibatches", 1, {}),
+    ("lr", 0.01, {}),
+    ("warmup", 8, {}),
+    ("weight_decay", 0.5, {}),
+    ("max_grad_norm", 0.01, {}),
+    ("random_reward", True, {}),
+    ("dtype", "bfloat16", {}),
+    ("seed", 1, {}),
+]
+# These change how the work is done, or what is recorded, and must not change what is learnt.
+SAME: list[tuple[str, Any]] = [
+    ("eval_every", 1),
+    ("checkpoint_every", 1),
+    ("max_sequences", 3),
+    ("micro_tokens", 64),
+    ("memory_gib", 0.001),
+]
+ELSEWHERE = {"out", "threads", "compile", "device", "eval_problems", "eval_samples"}
+
+
+@pytest.mark.parametrize(("option", "value", "also"), CHANGES, ids=lambda x: str(x) if not isinstance(x, dict) else "")
+def test_every_option_changes_what_is_learnt(home: Path, tmp_path: Path, option: str, value: Any, also: dict[str, Any]):
+    if option == "model":
+        value = str(home / value)
+    if option == "tasks":
+        value = (f"{home / 'any.py'}:{value}",)
+    with_it = trained(home, tmp_path, **{**also, option: value})
+    without = trained(home, tmp_path, **also)
+    assert torch.isfinite(with_it).all()
+    assert (with_it - without).abs().max() > 1e-4
+    if option not in ("model", "warmup", "max_grad_norm"):
+        start = weights(home / "base")
+        assert (with_it - start).abs().max() > 1e-3, "nothing was learnt at all"
+
+
+def test_no_two_algorithms_are_the_same(home: Path, tmp_path: Path):
+    names = ["mull", "grpo", "dr_grpo", "rloo", "reinforce_pp", "dapo", "cispo", "gspo"]
+    ends = [trained(home, tmp_path, **({} if name == "mull" else {"algorithm": name})) for name in names]
+    for i, a in enumerate(ends):
+        for j, b in enumerate(ends[:i]):
+            assert (a - b).abs().max() > 1e-5, (names[i], names[j])
+
+
+@pytest.mark.parametrize(("option", "value"), SAME)
+def test_what_only_changes_how_the_work_is_done_changes_nothing_else(
+    home: Path, tmp_path: Path, option: str, value: Any
+):
+    # One small step: rounding differs with the shapes of batches, and a long run would blow it up.
+    small = {"steps": 1, "minibatches": 1, "lr": 1e-4, "eval_problems": 2}
+    assert torch.allclose(
+        trained(home, tmp_path, **{**small, option: value}), trained(home, tmp_path, **small), atol=2e-5
+    )
+
+
+def test_no_option_is_left_untested():
+    tested = {name for name, *_ in CHANGES} | {name for name, _ in SAME} | ELSEWHERE
+    assert tested == {f.name for f in fields(RLConfig)}
+
+
+# ------------------------------------------------------------------------------------ groups and samples
+
+
+def rollouts(home: Path, cfg: RLConfig) -> Rollouts:
+    chat = Chat.load(cfg.model)
+    engine = LocalEngine(hf.load(cfg.model), chat)
+    return asyncio.run(collect(cfg, [load_task(t) for t in cfg.tasks], engine, chat, 0, 0.5))
+
+
+def test_constant_groups_are_dropped_and_replaced(home: Path):
+    cfg = config(home, tasks=(f"{home / 'any.py'}:Any", f"{home / 'any.py'}:Same"), groups=4)
+    got = rollouts(home, cfg)
+    assert got.constant > 0 and len(got.groups) >= cfg.groups
+    assert got.asked == len(got.traces) == got.constant + len(got.groups)
+    assert {trace.question.task for trace, _ in got.groups} == {"any"}
+    assert {trace.question.task for trace in got.traces} == {"any", "same"}
+    assert all(len(set(rewards)) > 1 for _, rewards in got.groups)
+    assert len({trace.question.id for trace in got.traces}) == got.asked, "a replacement is another question"
+
+
+def test_a_step_without_any_mixed_group_changes_nothing_and_goes_on(home: Path, tmp_path: Path):
+    cfg = config(home, out=tmp_path / "run", tasks=(f"{home / 'any.py'}:Same",))
+    folder = rl(cfg, mode="quiet")
+    assert torch.equal(weights(folder), weights(home / "base"))
+    rows = [json.loads(line) for line in (cfg.out / "metrics.jsonl").open()]
+    assert [row["constant_groups"] for row in rows] == [1.0, 1.0]
+    assert [row["asked"] for row in rows] == [4 * cfg.groups] * 2
+    assert [row["groups"] for row in rows] == [0, 0]
+
+
+def test_unscorable_answers_are_counted_and_in_no_baseline_and_no_loss(home: Path, tmp_path: Path):
+    cfg = config(home, tasks=(f"{home / 'any.py'}:Picky",), group_size=12, think_tokens=20, answer_tokens=20, top_k=0)
+    got = rollouts(home, cfg)
+    marks = [v.correct for trace in got.traces for v in trace.verdicts]
+    errors = " ".join(v.error for trace in got.traces for v in trace.verdicts)
+    assert "cannot be judged" in errors and "crashed: RecursionError" in errors
+    cfg = replace(cfg, truncated="keep")
+    groups = [(trace, shaped_rewards(cfg, [trace], None)) for trace, _ in got.groups]  # type: ignore[arg-type]
+    assert any(None in rewards for _, rewards in groups)
+    values = method(cfg).advantages([rewards for _, rewards in groups])
+    for (trace, rewards), group in zip(groups, values, strict=True):
+        assert [a is None for a in group] == [r is None for r in rewards] == [v.correct is None for v in trace.verdicts]
+        assert sum(a for a in group if a is not None) == pytest.approx(0, abs=1e-9)
+    todo = to_samples(cfg, method(cfg), Rollouts(groups))
+    assert len(todo) == sum(r is not None for _, rewards in groups for r in rewards)
+    run = replace(cfg, out=tmp_path / "run", steps=1)
+    rl(run, mode="quiet")
+    [row] = [json.loads(line) for line in (run.out / "metrics.jsonl").open()]
+    assert row["unscorable"] == marks.count(None) > 0
+    assert row["reward"] == pytest.approx(marks.count(True) / (len(marks) - marks.count(None)))
+
+
+def test_what_happens_to_truncated_chains(home: Path):
+    """The task pays a chain that was cut off (its answer is empty): only `keep` lets that stand."""
+    got = rollouts(home, config(home, group_size=16, truncated="keep", random_reward=True))
+    for trace, _ in got.groups:
+        cut = truncated([trace])
+        assert any(cut) and not all(cut)
+        paid = {}
+        for policy in ("keep", "zero", "leave_out", "mask"):
+            cfg = config(home, truncated=policy)
+            paid[policy] = shaped_rewards(cfg, [trace], None)  # type: ignore[arg-type]
+        assert all(r == 1.0 for r, c in zip(paid["keep"], cut, strict=True) if c)
+        assert all(r == 0.0 for r, c in zip(paid["zero"], cut, strict=True) if c)
+        assert all(r is None for r, c in zip(paid["leave_out"], cut, strict=True) if c)
+        assert paid["mask"] == paid["keep"], "the reward counts in the baseline"
+        by = {p: to_samples(c := config(home, truncated=p), method(c), Rollouts([(trace, paid[p])])) for p in paid}
+        assert len(by["keep"]) == len(by["zero"]) == len(cut)
+        assert len(by["leave_out"]) == len(by["mask"]) == cut.count(False)
+        whole = method(config(home)).advantages([paid["keep"]])[0]
+        kept = [a for a, c in zip(whole, cut, strict=True) if not c]
+        assert [max(s.advantages, key=abs) for s in by["mask"]] == pytest.approx(kept)
+
+
+def test_random_rewards_know_nothing_of_the_answers(home: Path, tmp_path: Path):
+    cfg = config(home, out=tmp_path / "run", tasks=(f"{home / 'any.py'}:Same",), random_reward=True, group_size=8)
+    folder = rl(cfg, mode="quiet")
+    assert not torch.equal(weights(folder), weights(home / "base"))
+    rows = [json.loads(line) for line in (cfg.out / "metrics.jsonl").open()]
+    assert [row["reward"] for row in rows] == [0.0, 0.0], "what is shown is the graders' word"
+    flips = [r for _, rewards in rollouts(home, replace(cfg, groups=40)).groups for r in rewards]
+    assert set(flips) == {0.0, 1.0} and 0.4 < sum(flips) / len(flips) < 0.6
+
+
+def test_on_policy_the_ratio_is_one_and_the_kl_starts_at_zero(home: Path, tmp_path: Path):
+    cfg = config(home, out=tmp_path / "run", minibatches=1, kl=0.1)
+    rl(cfg, mode="quiet")
+    first, second = (json.loads(line) for line in (cfg.out / "metrics.jsonl").open())
+    for row in (first, second):
+        assert row["ratio"] == pytest.approx(1, abs=1e-5) and row["max_ratio"] == pytest.approx(1, abs=1e-4)
+        assert row["clipped"] == 0
+    assert first["loss_kl"] == pytest.approx(0, abs=1e-8) and second["loss_kl"] > 1e-6
+    off = config(home, out=tmp_path / "off", minibatches=2, steps=1)
+    rl(off, mode="quiet")
+    assert abs(json.loads((off.out / "metrics.jsonl").read_text())["max_ratio"] - 1) > 1e-3
+
+
+# ----------------------------------------------------------------------------------------------- refusals
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({"levels": (9,)}, "the task any has no level among [9]"),
+        ({"think_tokens": 300}, "do not fit into the model's context of 256"),
+        ({"tasks": ("set.jsonl",)}, "has no train problems"),
+        ({"tasks": ("chian",)}, "did you mean 'chain'?"),
+        ({"model": "nowhere"}, "nowhere is not a folder"),
+    ],
+)
+def test_what_cannot_be_trained_on_is_refused_before_anything_is_written(
+    home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, changes: dict[str, Any], sentence: str
+):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "set.jsonl").write_text('{"question": "1+1", "answer": "2"}\n')
+    if "tasks" in changes and changes["tasks"][0].endswith("jsonl"):
+        changes = {**changes, "levels": (0,)}
+    with pytest.raises(UserError) as caught:
+        rl(config(home, out=tmp_path / "run", **changes), mode="quiet")
+    assert sentence in str(caught.value)
+    assert not (tmp_path / "run").exists()
