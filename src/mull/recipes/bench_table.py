@@ -44,11 +44,8 @@ def show(
     title = f"{name}: {chains} chains ({work['groups']} prompts x {work['group_size']}), at most {work['max_tokens']} "
     title += f"tokens each; medians of {work['rounds']} rounds, smallest to largest; {work['threads']} threads"
     table = Table(title=title, title_justify="left")
-    for column in ("system", "setting"):
-        table.add_column(column, overflow="fold")
-    for column in ("tokens/s", "seconds", "tokens a chain", "mull is"):
-        table.add_column(column, justify="right")
-    for column in ("load", "others"):
+    table.add_column("system", min_width=26)
+    for column in ("tokens/s", "seconds", "tokens\na chain", "mull is", "load,\nothers"):
         table.add_column(column, justify="right")
     mull = results[0]
     unit = "tokens/s" if name == "rollout" else "s/step"
@@ -57,14 +54,12 @@ def show(
         times = (b / a if unit == "s/step" else a / b) if r is not mull else None
         others = [x["others"] for x in r.rounds if x["others"] is not None]
         table.add_row(
-            r.name,
-            describe(r.setting),
+            f"{r.name}\n  {describe(r.setting)}",
             spread(r.per_round("tokens/s"), ",.0f"),
             spread(r.per_round("s/step"), ".2f"),
             f"{median(x['tokens'] / x['chains'] for x in r.rounds):.1f}",
-            "" if times is None else f"{times:.2f}x as fast",
-            f"{median(x['load_before'] for x in r.rounds):.1f}",
-            f"{median(others):.2f}" if others else "unknown",
+            "" if times is None else f"{times:.2f}x\nas fast",
+            f"{median(x['load_before'] for x in r.rounds):.1f}\n" + (f"{median(others):.2f}" if others else "unknown"),
         )
     console.print(table)
     print("load: the machine's load average before a round. others: cores that other processes kept busy during one.")
@@ -89,7 +84,7 @@ def show(
 
 
 def show_shares(console: Any, shares: dict[str, Any]) -> None:
-    """`shares`: {phase: {part: share of the phase}}, with the phase's share of the whole in its name's entry."""
+    """`shares`: {phase: {part: share of the whole round}}."""
     from rich.table import Table
 
     table = Table(title="where mull's time goes (measured in a separate, slower run)", title_justify="left")
@@ -98,7 +93,8 @@ def show_shares(console: Any, shares: dict[str, Any]) -> None:
     table.add_column("share of all", justify="right")
     parts = [(phase, part, share) for phase, found in shares.items() for part, share in found.items()]
     for phase, part, share in parts:
-        table.add_row(phase, part, f"{100 * share:.1f}%")
+        if share >= 0.005:
+            table.add_row(phase, part, f"{100 * share:.1f}%")
     console.print(table)
     phase, part, share = max(parts, key=lambda p: p[2])
     print(f"What limits mull next: {part} in {phase}, {100 * share:.0f}% of the time.")
@@ -109,4 +105,4 @@ def describe(setting: dict[str, Any]) -> str:
 
 
 def spread(values: Sequence[float], form: str) -> str:
-    return f"{median(values):{form}} ({min(values):{form}} to {max(values):{form}})"
+    return f"{median(values):{form}}\n{min(values):{form}}-{max(values):{form}}"
