@@ -44,6 +44,8 @@ def blocks(markdown: str) -> list[Block]:
 
 
 def without_blocks(markdown: str) -> str:
+    """The prose: no code blocks, no comments, no footnotes (those of README name other projects' files)."""
+    markdown = re.sub(r"<!--.*?-->|^\[\^[\w-]+\]:.*$", "", markdown, flags=re.MULTILINE | re.DOTALL)
     return re.sub(r"^```[^\n`]*\n.*?^```[ ]*$", "", markdown, flags=re.MULTILINE | re.DOTALL)
 
 
@@ -101,10 +103,40 @@ def test_the_tour_runs_and_prints_what_it_says(tmp_path: Path):
         assert printed == block.text, f"docs/tour.md, line {block.line}: run python tests/test_docs.py"
 
 
+# ----------------------------------------------------------------------------------------------- a task of one's own
+
+
+def test_the_readmes_task_can_be_trained_on(tmp_path: Path):
+    from mull.recipes.rl import RLConfig, rl
+    from mull.recipes.sft import SFTConfig, sft
+    from mull.tasks.base import Task
+    from mull.tasks.load import load_task
+
+    [code] = [block.text for block in blocks((ROOT / "README.md").read_text()) if block.info == "python"]
+    (tmp_path / "reverse.py").write_text(code)
+    spec = f"{tmp_path / 'reverse.py'}:Reverse"
+    task = load_task(spec)
+    assert isinstance(task, Task)
+    validation = task.validate(n=100)
+    assert validation.checked == 200 and validation.failures == []
+    small: dict[str, Any] = {"tasks": (spec,), "compile": False, "eval_problems": 4, "eval_samples": 1}
+    small |= {"think_tokens": 24, "answer_tokens": 8, "checkpoint_every": 1}
+    start = str(a_model(tmp_path))
+    tuned = sft(
+        SFTConfig(model=start, out=tmp_path / "sft", source="imperfect", steps=2, step_tokens=256, **small),
+        mode="quiet",
+    )
+    trained = rl(
+        RLConfig(model=str(tuned), out=tmp_path / "rl", steps=1, groups=2, group_size=2, eval_every=1, **small),
+        mode="quiet",
+    )
+    assert (trained / "config.json").exists()
+
+
 # ------------------------------------------------------------------------------------------------ paths and links
 
 FOLDERS = ("src/", "docs/", "tests/", "runs/", "benchmarks/", "constraints/", ".ci/")
-MADE = ("runs/demo", "runs/rl", "runs/sft", "runs/pretrain", "runs/nano", "docs/evidence/NAME.json")  # by running mull
+MADE = ("runs/demo", "runs/rl", "runs/sft", "runs/qwen", "runs/nano", "docs/evidence")  # by running mull
 
 
 def paths_in(code: str) -> list[str]:
@@ -125,9 +157,7 @@ def test_links_and_paths_exist(document: Path):
         if target.startswith(("http://", "https://", "mailto:")):
             continue
         linked = (document.parent / path).resolve() if path else document
-        if not linked.exists():
-            missing.append(target)
-        elif anchor and anchor not in anchors(linked):
+        if not linked.exists() or (anchor and anchor not in anchors(linked)):
             missing.append(target)
     code = inline_code(text) + [line for block in blocks(text) for line in block.text.splitlines()]
     for path in [path for piece in code for path in paths_in(piece)]:
@@ -144,8 +174,8 @@ def anchors(document: Path) -> set[str]:
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda p: p.name)
 def test_footnotes_have_their_text(document: Path):
-    text = without_blocks(document.read_text())
-    used = set(re.findall(r"\[\^([\w-]+)\](?!:)", text))
+    text = document.read_text()
+    used = set(re.findall(r"\[\^([\w-]+)\](?!:)", without_blocks(text)))
     defined = set(re.findall(r"^\[\^([\w-]+)\]:", text, re.MULTILINE))
     assert used == defined
 
