@@ -269,3 +269,12 @@ def test_what_cannot_be_trained_on_is_refused_before_anything_is_written(
         rl(config(home, out=tmp_path / "run", **changes), mode="quiet")
     assert sentence in str(caught.value)
     assert not (tmp_path / "run").exists()
+
+
+def test_results_of_thousands_of_tokens_have_a_short_repr():
+    """asyncio.run of Python 3.11 makes the repr of what it returns when it puts the signal handler back."""
+    from mull.evals.evaluate import Evaluation
+    from mull.types import Question, Trace
+
+    traces = [Trace(Question("x", "any", "?"), "sample", answers=["a" * 10_000])]
+    assert len(repr(Rollouts([], traces=traces))) < 200 > len(repr(Evaluation([], traces)))

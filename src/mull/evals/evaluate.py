@@ -29,7 +29,7 @@ class Held:
     problem: Problem
 
 
-@dataclass
+@dataclass(repr=False)  # asyncio.run spells out what it returns (Python 3.11): every token of every trace, for nothing
 class Evaluation:
     """Traces of one strategy on the same problems in order, graded."""
 

@@ -163,7 +163,7 @@ def shaped_rewards(cfg: RLConfig, traces: Sequence[Trace], rng: random.Random) -
 # ------------------------------------------------------------------------------------------------ rollouts
 
 
-@dataclass
+@dataclass(repr=False)  # asyncio.run spells out what it returns (Python 3.11): every token of every chain, for nothing
 class Rollouts:
     """One step's chains: the groups to learn from, and what was seen on the way."""
 
