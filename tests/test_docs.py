@@ -139,9 +139,19 @@ FOLDERS = ("src/", "docs/", "tests/", "runs/", "benchmarks/", "constraints/", ".
 MADE = ("runs/demo", "runs/rl", "runs/sft", "runs/qwen", "runs/nano", "docs/evidence")  # by running mull
 
 
+FILES = (".py", ".cpp", ".sh", ".md")
+EXAMPLES = ("reverse.py",)  # a reader's own file
+
+
 def paths_in(code: str) -> list[str]:
     """The paths of this repository that a piece of code names: `src/mull/types.py`, `tests/conformance/`."""
     return [w.rstrip(".,;:)") for w in code.split() if w.startswith(FOLDERS) and not set("*<>{}…=") & set(w)]
+
+
+def files_in(code: str) -> list[str]:
+    """The file names in a piece of code, perhaps relative to the package: `learn/advantages.py`, `types.py`."""
+    words = [w.rstrip(".,;:)") for w in code.split()]
+    return [w for w in words if w.endswith(FILES) and not w.startswith((*FOLDERS, "path/")) and w not in EXAMPLES]
 
 
 def is_made(path: str) -> bool:
@@ -163,6 +173,9 @@ def test_links_and_paths_exist(document: Path):
     for path in [path for piece in code for path in paths_in(piece)]:
         if not is_made(path) and not (ROOT / path).exists():
             missing.append(path)
+    for name in [name for piece in inline_code(text) for name in files_in(piece)]:
+        if not any((base / name).exists() for base in (ROOT, ROOT / "src", ROOT / "src" / "mull")):
+            missing.append(name)
     assert not missing
 
 
