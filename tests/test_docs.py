@@ -20,7 +20,8 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 TOUR = ROOT / "docs" / "tour.md"
-DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "benchmarks" / "README.md"]
+DOCUMENTS += sorted((ROOT / "docs").glob("*.md"))
 
 # ---------------------------------------------------------------------------------------------- reading Markdown
 
@@ -158,7 +159,7 @@ def is_made(path: str) -> bool:
     return any(path == made or path.startswith(made + "/") for made in MADE)
 
 
-@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda p: p.name)
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda p: str(p.relative_to(ROOT)))
 def test_links_and_paths_exist(document: Path):
     text = document.read_text()
     missing = []
@@ -174,7 +175,7 @@ def test_links_and_paths_exist(document: Path):
         if not is_made(path) and not (ROOT / path).exists():
             missing.append(path)
     for name in [name for piece in inline_code(text) for name in files_in(piece)]:
-        if not any((base / name).exists() for base in (ROOT, ROOT / "src", ROOT / "src" / "mull")):
+        if not any((base / name).exists() for base in (document.parent, ROOT, ROOT / "src", ROOT / "src" / "mull")):
             missing.append(name)
     assert not missing
 
@@ -185,7 +186,7 @@ def anchors(document: Path) -> set[str]:
     return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
 
 
-@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda p: p.name)
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda p: str(p.relative_to(ROOT)))
 def test_footnotes_have_their_text(document: Path):
     text = document.read_text()
     used = set(re.findall(r"\[\^([\w-]+)\](?!:)", without_blocks(text)))
