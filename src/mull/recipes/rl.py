@@ -72,7 +72,7 @@ class RLConfig:
     overlong_buffer: int = 0  # DAPO's soft penalty over the last so many tokens; 0: none
     ratio_cap: float = 2.0  # of the truncated importance ratio (mull, rloo) and of cispo
     clip_low: float = 0.2
-    clip_high: float = 0.2  # dapo: 0.28 unless given
+    clip_high: float | None = None  # none: 0.28 for dapo (clip-higher), 0.2 for the others
     kl: float = 0.0  # weight of the KL to the starting model
     minibatches: int = 1  # optimiser steps on one step's chains
     lr: float = 3e-4
@@ -84,12 +84,12 @@ class RLConfig:
     eval_problems: int = 256
     eval_samples: int = 2
     checkpoint_every: int = 10
-    micro_tokens: int = 8192  # tokens of one forward and backward pass, padding included
+    micro_tokens: int = 4096  # tokens of one forward and backward pass, padding included
     max_sequences: int = 512  # that the engine decodes at once
     memory_gib: float = 0.0  # for keys and values; 0: the engine's default
     compile: bool = True
     device: str = "cpu"
-    dtype: Literal["float32", "bfloat16"] = "float32"  # of sampling and of the products in training
+    dtype: Literal["float32", "bfloat16"] = "float32"  # of the matrix products in training; weights and sampling are float32
     seed: int = 0
     threads: int = 0  # of torch; 0: its own choice
 
@@ -119,8 +119,8 @@ def method(cfg: RLConfig) -> Method:
         return lambda groups: [f(group) for group in groups]
 
     truncated = functools.partial(losses.truncated_ratio, cap=cfg.ratio_cap)
-    clipped = functools.partial(losses.ppo_clip, low=cfg.clip_low, high=cfg.clip_high)
-    higher = functools.partial(losses.ppo_clip, low=cfg.clip_low, high=max(cfg.clip_high, 0.28))
+    high = cfg.clip_high if cfg.clip_high is not None else 0.28 if cfg.algorithm == "dapo" else 0.2
+    clipped = functools.partial(losses.ppo_clip, low=cfg.clip_low, high=high)
     by_length = functools.partial(losses.constant_length, length=cfg.think_tokens + cfg.answer_tokens)
     mean = advantages
     match cfg.algorithm:
@@ -135,7 +135,7 @@ def method(cfg: RLConfig) -> Method:
         case "reinforce_pp":
             return Method(mean.reinforce_pp_baseline, clipped, losses.token_mean)
         case "dapo":
-            return Method(each(mean.grpo), higher, losses.token_mean)
+            return Method(each(mean.grpo), clipped, losses.token_mean)
         case "cispo":
             return Method(each(mean.grpo), functools.partial(losses.cispo, cap=cfg.ratio_cap), losses.token_mean)
         case "gspo":
@@ -148,15 +148,15 @@ def shaped_rewards(cfg: RLConfig, traces: Sequence[Trace], rng: random.Random) -
     if cfg.random_reward:
         rewards = list(advantages.random_rewards(len(rewards), rng))
     cut = samples.truncated(traces)
-    if cfg.overlong_buffer:
-        limit = cfg.think_tokens + cfg.answer_tokens
-        lengths = [len(thought_tokens(t, leaf)) for t in traces for leaf in t.leaves]
-        penalties = [shaping.overlong_penalty(n, limit, cfg.overlong_buffer) for n in lengths]
-        rewards = shaping.with_penalty(rewards, penalties)
     if cfg.truncated == "zero" and not cfg.random_reward:
         rewards = shaping.zero_truncated(rewards, cut)
     if cfg.truncated == "leave_out":
         rewards = shaping.leave_out_truncated(rewards, cut)
+    if cfg.overlong_buffer:  # last, so that a chain cut at the limit is never better off than one that ended late
+        limit = cfg.think_tokens + cfg.answer_tokens
+        lengths = [len(thought_tokens(t, leaf)) for t in traces for leaf in t.leaves]
+        penalties = [shaping.overlong_penalty(n, limit, cfg.overlong_buffer) for n in lengths]
+        rewards = shaping.with_penalty(rewards, penalties)
     return list(rewards)
 
 
