@@ -25,7 +25,9 @@ from tests.recipes.tiny import save_tiny
 TIMINGS = ("seconds", "per_second")  # in the names of the metrics that no two runs share
 
 server = multiprocessing.get_context("forkserver")
-server.set_forkserver_preload(["mull.recipes.rl", "mull.recipes.pretrain", "mull.recipes.sft"])
+server.set_forkserver_preload(
+    ["mull.recipes.rl", "mull.recipes.pretrain", "mull.recipes.sft", "torch._dynamo"]  # which every optimiser imports
+)
 
 
 def start(recipe: Callable[..., Any], cfg: Any) -> Any:
