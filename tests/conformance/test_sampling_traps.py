@@ -124,7 +124,8 @@ def test_batch_variant_kernels():
         work = [(p, SamplingParams(max_tokens=20, seed=i)) for i, p in enumerate(prompts(10, seed=5))]
         alone = [crowd(engine(built), [job])[0] for job in work]
         found = []
-        for options in ({}, {"max_step_tokens": 3}, {"max_sequences": 3}, {"pages": 8}, {"torch_pages": True}):
+        variants: list[dict] = [{}, {"max_step_tokens": 3}, {"max_sequences": 3}, {"pages": 8}, {"torch_pages": True}]
+        for options in variants:
             for a, b in zip(alone, crowd(engine(built, **options), work), strict=True):
                 same = next((t for t, (x, y) in enumerate(zip(a.tokens, b.tokens, strict=False)) if x != y), None)
                 pairs = zip(a.logprobs[:same], b.logprobs[:same], strict=same is not None)

@@ -371,7 +371,7 @@ def test_a_failing_step_reaches_everybody_and_leaves_the_engine_usable():
             raise ValueError("the machine caught fire")
         return forward(*args)
 
-    built.forward = broken
+    built.forward = broken  # pyright: ignore[reportAttributeAccessIssue]
 
     async def run():
         work = (made.sample(p, SamplingParams(max_tokens=30), 2) for p in prompts(3))

@@ -29,7 +29,7 @@ def steps(rng, slots: int, longest: int, count: int):
             continue
         order = rng.permutation(slots)
         slot_N = np.repeat(order, grow[order]).astype(np.int32)
-        position_N = np.concatenate([length[s] + np.arange(grow[s]) for s in order]).astype(np.int32)
+        position_N = np.concatenate([length[s] + np.arange(int(grow[s])) for s in order]).astype(np.int32)
         length += grow
         yield Rows(slot_N, position_N, table), slots * pages
 

@@ -78,6 +78,7 @@ def test_no_token_without_probability_is_ever_drawn(u):
     for position in range(1, 5):
         logits = np.full(300, -np.inf)
         logits[[position, 100 + position]] = [0.3, -0.2]
+        options: dict
         for options in ({}, {"top_k": 3}, {"top_p": 0.99}, {"temperature": 0.0}):
             drawn = sample(logits, [u], **options)
             assert drawn.tokens_R[0] in (position, 100 + position)
@@ -100,7 +101,7 @@ def test_rows_of_one_batch_do_not_mix():
         assert alone.logprobs_R[0] == together.logprobs_R[r]
         kept = alone.kept_R[0], together.kept_R[r]
         assert (kept[0] is None) == (kept[1] is None)
-        if kept[0] is not None:
+        if kept[0] is not None and kept[1] is not None:
             assert kept[0].tolist() == kept[1].tolist()
     assert together.tokens_R[1] == logits[1].argmax() and together.kept_R[1] is None
     assert together.logprobs_R[1] == pytest.approx(float(logits[1].log_softmax(-1).max()), abs=1e-6)

@@ -14,7 +14,7 @@ from mull.models.nano import CONTROL_IDS, write_tokenizer
 from mull.types import SamplingParams
 
 
-def ask(sampler, prefix="Q", n=1, **params):
+def ask(sampler, prefix: str | tuple[int, ...] = "Q", n: int = 1, **params):
     params = SamplingParams(**{"max_tokens": 50, **params})
     return asyncio.run(sampler.sample(tuple(prefix.encode()) if isinstance(prefix, str) else prefix, params, n))
 
@@ -68,7 +68,8 @@ def test_stops_limits_and_forced_tokens():
     only = ask(sampler, forced=tuple(b"xy"), max_tokens=2)[0]
     assert text(only) == "xy" and only.stop is StopReason.LENGTH and only.cost.sampled_tokens == 0
     assert text(ask(sampler, forced=tuple(b"ca"), stop=("ca",))[0]) == "caabca", "a forced stop string stops nothing"
-    for wrong in (dict(max_tokens=0), dict(max_tokens=1, forced=(1, 2)), dict(prefix=())):
+    mistakes: list[dict] = [{"max_tokens": 0}, {"max_tokens": 1, "forced": (1, 2)}, {"prefix": ()}]
+    for wrong in mistakes:
         with pytest.raises(UserError):
             ask(sampler, **wrong)
     with pytest.raises(UserError, match="context"):
@@ -96,7 +97,7 @@ def test_failures_cancellation_and_the_record_of_calls():
         return await asyncio.gather(*tasks, return_exceptions=True)
 
     done, failed, cancelled = asyncio.run(run())
-    assert [c.tokens for c in done] == [(ord("a"), END)]
+    assert isinstance(done, list) and [c.tokens for c in done] == [(ord("a"), END)]
     assert str(failed) == "no power" and isinstance(cancelled, asyncio.CancelledError)
     assert [call.prefix for call in sampler.calls] == [(1,), (2,), (3,)]
     assert [call.cancelled for call in sampler.calls] == [False, False, True]

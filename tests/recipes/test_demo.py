@@ -50,7 +50,12 @@ def test_the_summary_holds_both_curves_and_the_control(finished: DemoConfig) -> 
     for entry in (*(summary["pass_at_1"][k] for k in ("base", "trained")), summary["control"]["random_reward"]):
         assert set(entry) >= INTERVAL and entry["n"] == 8
     assert [set(p) for p in summary["train_curve"]] == [POINT] * 3  # before, and after each of two steps
-    assert summary["train_curve"][0]["flops"] == 0 < summary["train_curve"][1]["flops"] < summary["train_curve"][2]["flops"]
+    assert (
+        summary["train_curve"][0]["flops"]
+        == 0
+        < summary["train_curve"][1]["flops"]
+        < summary["train_curve"][2]["flops"]
+    )
     assert len(summary["test_curve"]) == 3  # 1, 2 and 4 votes
     flops = [p["flops"] for p in summary["test_curve"]]
     assert flops == pytest.approx([flops[0], 2 * flops[0], 4 * flops[0]])

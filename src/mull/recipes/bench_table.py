@@ -36,6 +36,7 @@ def progress(stage: str, result: Result) -> None:
 def show(
     name: str, work: dict[str, Any], results: Sequence[Result], absent: Sequence[str], shares: dict[str, Any] | None
 ) -> None:
+    from rich.box import SIMPLE_HEAD
     from rich.console import Console
     from rich.table import Table
 
@@ -43,8 +44,8 @@ def show(
     chains = work["groups"] * work["group_size"]
     title = f"{name}: {chains} chains ({work['groups']} prompts x {work['group_size']}), at most {work['max_tokens']} "
     title += f"tokens each; medians of {work['rounds']} rounds, smallest to largest; {work['threads']} threads"
-    table = Table(title=title, title_justify="left")
-    table.add_column("system", min_width=26)
+    table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, pad_edge=False)
+    table.add_column("system", min_width=24)
     for column in ("tokens/s", "seconds", "tokens\na chain", "mull is", "load,\nothers"):
         table.add_column(column, justify="right")
     mull = results[0]
@@ -58,11 +59,12 @@ def show(
             spread(r.per_round("tokens/s"), ",.0f"),
             spread(r.per_round("s/step"), ".2f"),
             f"{median(x['tokens'] / x['chains'] for x in r.rounds):.1f}",
-            "" if times is None else f"{times:.2f}x\nas fast",
+            "" if times is None else f"{times:.2f}x",
             f"{median(x['load_before'] for x in r.rounds):.1f}\n" + (f"{median(others):.2f}" if others else "unknown"),
         )
     console.print(table)
-    print("load: the machine's load average before a round. others: cores that other processes kept busy during one.")
+    print("mull is: how many times as fast. load: the machine's load average before a round.")
+    print("others: cores that other processes kept busy during one.")
     for note in (*NOTES[name], *absent):
         print(note)
     for r in results:
@@ -85,9 +87,12 @@ def show(
 
 def show_shares(console: Any, shares: dict[str, Any]) -> None:
     """`shares`: {phase: {part: share of the whole round}}."""
+    from rich.box import SIMPLE_HEAD
     from rich.table import Table
 
-    table = Table(title="where mull's time goes (measured in a separate, slower run)", title_justify="left")
+    table = Table(
+        title="where mull's time goes (measured in a separate, slower run)", title_justify="left", box=SIMPLE_HEAD
+    )
     for column in ("phase", "part"):
         table.add_column(column)
     table.add_column("share of all", justify="right")

@@ -150,18 +150,18 @@ def show(result: dict[str, Any]) -> None:
         return f"{100 * e['mean']:.1f}% ({100 * e['low']:.0f}–{100 * e['high']:.0f})"
 
     title = f"{result['model']}: {result['split']} problems, strategy {result['strategy']}, 95% intervals"
-    table = Table(title=Text(title), title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1))
-    table.add_column("task", overflow="fold")
+    table = Table(title=Text(title), title_justify="left", box=box.SIMPLE_HEAD, collapse_padding=True)
+    table.add_column("task", overflow="fold", min_width=10)
     votes = max(r["votes"] for r in result["rows"])
-    for name in ("n", "pass@1", f"vote of {votes}", "tokens", "cut", "unscored", "FLOPs"):
+    for name in ("n", "pass@1", f"vote of {votes}", "tokens", "cut", "unsc.", "FLOPs"):
         table.add_column(name, justify="right", no_wrap=True)
     for r in result["rows"]:
         name = r["task"] if r["level"] is None else f" level {r['level']}"
         figures = (f"{r['tokens']:.0f}", f"{100 * r['truncated']:.0f}%", f"{r['unscorable']}")
         cells = (f"{r['problems']}", share(r["pass_at_1"]), share(r["vote"]), *figures)
-        table.add_row(Text(name), *cells, f"{r['flops_per_problem']:.1e}", style="" if r["level"] is None else "dim")
+        table.add_row(Text(name), *cells, f"{r['flops_per_problem']:.0e}", style="" if r["level"] is None else "dim")
     Console(highlight=False).print(table)
-    print("tokens: sampled, mean of a chain; cut: chains that ran out of tokens; FLOPs: for one problem, all chains")
+    print("tokens: sampled, mean of a chain; cut: out of tokens; unsc.: unscorable; FLOPs: for one problem, all chains")
 
 
 def write_json(result: dict[str, Any], command: str, path: Path) -> None:
