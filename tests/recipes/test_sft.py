@@ -83,8 +83,8 @@ def test_thought_answer_and_end_are_learnt_and_the_question_is_context(
 def test_solutions_are_the_task_s_own_and_of_the_train_split(chat: Chat, source: Any):
     task = load_task("chain")
     cfg = SFTConfig(tasks=("chain",), levels=(1, 2), source=source)
-    document = solutions(cfg, [task], chat)
-    again = solutions(cfg, [task], chat)
+    document = solutions(cfg, [task], chat, 1000)
+    again = solutions(cfg, [task], chat, 1000)
     wrong_steps, levels = 0, set()
     test = {p.question.text for level in (1, 2) for p in task.up_to(level, "test", 0, 300)}
     for i in range(60):
@@ -213,6 +213,7 @@ def test_it_measures_before_and_after(tmp_path: Path):
         ({"levels": (77,), "eval_problems": 0}, "no level among"),
         ({"tasks": ("set.jsonl",), "levels": (0,)}, "has no worked solutions"),
         ({"data": Path("gone.jsonl")}, "gone.jsonl cannot be read"),
+        ({"micro_tokens": 30}, "at most 30 fit"),
     ],
 )
 def test_what_cannot_be_learnt_from_is_refused_before_anything_is_written(

@@ -89,7 +89,9 @@ class RLConfig:
     memory_gib: float = 0.0  # for keys and values; 0: the engine's default
     compile: bool = True
     device: str = "cpu"
-    dtype: Literal["float32", "bfloat16"] = "float32"  # of the matrix products in training; weights and sampling are float32
+    dtype: Literal["float32", "bfloat16"] = (
+        "float32"  # of the matrix products in training; weights and sampling are float32
+    )
     seed: int = 0
     threads: int = 0  # of torch; 0: its own choice
 
@@ -268,8 +270,9 @@ def model_folder(name: str) -> Path:
 
 
 def refuse_impossible(cfg: RLConfig, tasks: Sequence[Checked], chat: Chat, context: int) -> None:
-    """What cannot be trained on is a UserError before anything is written: a task without such levels or without
-    problems to train on, and chains that do not fit into the model's context."""
+    """What cannot be trained on is a UserError before anything is written: a tokenizer without thought tags, a task
+    without such levels or without problems to train on, and chains that do not fit into the model's context."""
+    assert chat.think_open and chat.think_close  # or UserError
     for task in tasks:
         levels = [level for level in cfg.levels if level in task.levels]
         if not levels:

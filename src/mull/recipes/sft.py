@@ -80,8 +80,9 @@ class SFTConfig:
 Documents = Callable[[int], Sample]  # document i, the same for the same i
 
 
-def solutions(cfg: SFTConfig, tasks: list[Checked], chat: Chat) -> Documents:
-    """Worked problems of the train split. UserError for a task that writes no such solutions."""
+def solutions(cfg: SFTConfig, tasks: list[Checked], chat: Chat, most: int) -> Documents:
+    """Worked problems of the train split. UserError for a task that writes no such solutions, and for a solution of
+    more than `most` tokens."""
     for task in tasks:
         if not isinstance(task, Task):
             raise UserError(f"the task {task.name} has no worked solutions to learn from: give a file of them by data=")
@@ -95,7 +96,13 @@ def solutions(cfg: SFTConfig, tasks: list[Checked], chat: Chat) -> Documents:
         assert isinstance(task, Task)
         problem = next(task.stream(rng.choice(levels_of[task.name]), "train", rng.getrandbits(62)))
         worked = task.solve(problem) if cfg.source == "solver" else task.imperfect(problem, rng)
-        return supervised(chat.prompt(problem.question.text), chat.reply(worked.thought, worked.answer))
+        sample = supervised(chat.prompt(problem.question.text), chat.reply(worked.thought, worked.answer))
+        if len(sample.tokens) > most:
+            raise UserError(
+                f"the solution of {problem.question.id} has {len(sample.tokens)} tokens, and at most {most} fit (the "
+                "model's context and micro_tokens bound it): choose easier levels"
+            )
+        return sample
 
     return document
 
@@ -181,12 +188,16 @@ def sft(cfg: SFTConfig, command: str = "", resume: bool = False, mode: Mode = "a
     source = model_folder(cfg.model)
     chat = Chat.load(source)
     model = hf.load(source, device=cfg.device)
+    most = min(model.config.max_positions, cfg.micro_tokens)  # tokens of a document
     if cfg.data is not None:
-        document = rows(cfg.data, chat, min(model.config.max_positions, cfg.micro_tokens), cfg.seed)
+        document = rows(cfg.data, chat, most, cfg.seed)
     elif tasks:
-        document = solutions(cfg, tasks, chat)
+        document = solutions(cfg, tasks, chat, most)
     else:
         raise UserError("there is nothing to learn from: name tasks, or a file of worked solutions by data=")
+    document(0)  # what a tokenizer or a template lacks is said before anything is written
+    if held:
+        assert chat.think_close and chat.prompt(held[0].problem.question.text)
     optimizer = optim.adamw(model, cfg.lr, cfg.weight_decay)
     ledger = Ledger()
     step, taken = 0, 0  # taken: documents so far, the data cursor
