@@ -44,9 +44,9 @@ class PretrainConfig:
     levels: int = 4  # the easiest so many levels of each task; easier levels are drawn more often
     layers: int = 4  # of the model
     width: int = 128  # of the model, a multiple of 32
-    steps: int = 4000
-    step_tokens: int = 8192  # tokens of one optimiser step
-    micro_tokens: int = 4096  # tokens of one forward and backward pass
+    steps: int = 5200
+    step_tokens: int = 4096  # tokens of one optimiser step
+    micro_tokens: int = 1024  # tokens of one forward and backward pass: small ones pad less and stay in the cache
     optimizer: Literal["adamw", "muon"] = "muon"
     lr: float = 3e-3
     warmup: int = 50
@@ -54,7 +54,7 @@ class PretrainConfig:
     weight_decay: float = 0.1
     compile: bool = True
     device: str = "cpu"
-    precision: Literal["float32", "bfloat16"] = "float32"  # bfloat16: autocast, the weights stay float32
+    precision: Literal["float32", "bfloat16"] = "bfloat16"  # bfloat16: autocast, the weights stay float32
     checkpoint_every: int = 200
     seed: int = 0
     threads: int = 0  # of torch; 0: its own choice
