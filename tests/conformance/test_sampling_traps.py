@@ -118,7 +118,7 @@ def as_completion(span: Span) -> Completion:
 
 def test_batch_variant_kernels():
     """Trap "Batch-variant kernels": what shares a request's batch, its chunks and its pages must not change it beyond
-    float32 rounding; the same check sees what bf16 does."""
+    float32 rounding."""
 
     def gaps(built):
         work = [(p, SamplingParams(max_tokens=20, seed=i)) for i, p in enumerate(prompts(10, seed=5))]
@@ -134,8 +134,12 @@ def test_batch_variant_kernels():
 
     float32 = gaps(model())
     assert all(same for same, _ in float32) and max(gap for _, gap in float32) < 1e-5
-    bf16 = gaps(model().bfloat16())
-    assert max(gap for _, gap in bf16) > 1e-3
+    variant = model()
+    forward = variant.forward
+    variant.forward = lambda tokens, positions, attend: (  # a kernel that rounds otherwise for an odd number of rows
+        forward(tokens, positions, attend) * (1 + len(tokens) % 2 / 256)
+    )
+    assert max(gap for _, gap in gaps(variant)) > 1e-3
 
 
 # --------------------------------------------------------------------------------------------- weights and cache
