@@ -4,7 +4,8 @@ python benchmarks/bf16_determinism.py [--model FOLDER] [--requests 128] [--token
 
 Prompts are the five tasks' own, each with a seed; they are asked one by one, then all at once. Matrix products of other
 shapes may round differently, in bf16 by about 1/256; a draw near the border of two tokens then falls on the other side,
-and what follows is another chain. Whether they do depends on the machine's kernels. Writes docs/evidence/bf16-determinism.json.
+and what follows is another chain. Whether they do depends on the machine's kernels. Writes
+docs/evidence/bf16-determinism.json.
 """
 
 from __future__ import annotations

@@ -24,6 +24,11 @@ def jobs(n: int, seed: int = 0, **options) -> list:
     return [(p, SamplingParams(**{**options, "seed": 100 + i})) for i, p in enumerate(prompts(n, seed))]
 
 
+async def started(made, steps: int) -> None:
+    while made.steps < steps:
+        await asyncio.sleep(0)
+
+
 # ------------------------------------------------------------------------------------------ the right tokens
 
 
@@ -172,8 +177,7 @@ def test_weights_that_change_under_a_running_request_are_an_error(fused):
 
     async def run():
         task = asyncio.create_task(made.sample([1, 2, 3], SamplingParams(max_tokens=50)))
-        for _ in range(10):
-            await asyncio.sleep(0)
+        await started(made, steps=3)
         with pytest.raises(RuntimeError, match="requests were running"):
             made.restore_version(5)
         for p in built.parameters():
@@ -297,7 +301,8 @@ def test_stop_strings_that_straddle_tokens(text):
     assert c.tokens == (*b"x ", *text.encode()) and c.stop is StopReason.STOP
     [c] = ask(made, [1, 2], stop=("zzz",), max_tokens=len(sequence))
     assert c.tokens == sequence and c.stop is StopReason.LENGTH
-    [c] = ask(made, [1, 2], stop=(text,), forced=sequence[: 2 + len(text.encode())], max_tokens=len(sequence))
+    forced = sequence[: 2 + len(text.encode())]
+    [c] = ask(made, [1, 2], stop=(text, "z" * 30), forced=forced, max_tokens=len(sequence))
     assert c.tokens == sequence, "what was forced stops nothing"
     [c] = ask(made, [1, 2], stop=(text,), forced=sequence[:3], max_tokens=len(sequence))
     assert c.tokens == (*b"x ", *text.encode()), "but a stop string may begin in it"
@@ -323,8 +328,7 @@ def test_cancelling_frees_slots_and_pages_at_once():
     async def run():
         keep = asyncio.create_task(made.sample([1, 2, 3], SamplingParams(max_tokens=60, seed=1)))
         gone = [asyncio.create_task(made.sample(p, SamplingParams(max_tokens=60), 3)) for p in prompts(4)]
-        for _ in range(8):
-            await asyncio.sleep(0)
+        await started(made, steps=3)
         assert len(made.schedule.order) == 6 and made.schedule.waiting, "some run, some wait"
         for task in gone:
             task.cancel()
@@ -348,8 +352,7 @@ def test_a_cancelled_owner_of_a_shared_prompt_does_not_stop_its_followers():
     async def run():
         owner = asyncio.create_task(made.sample(prefix, SamplingParams(max_tokens=5)))
         followers = [asyncio.create_task(made.sample(prefix, SamplingParams(max_tokens=5, seed=i))) for i in (1, 2)]
-        for _ in range(5):
-            await asyncio.sleep(0)
+        await started(made, steps=3)
         assert len(made.schedule.order) == 1 and len(made.schedule.waiting) == 2
         owner.cancel()
         return await asyncio.wait_for(asyncio.gather(*followers), 20)
@@ -443,7 +446,8 @@ def test_answered_strategies_ask_again_before_the_next_step():
         await asyncio.gather(*(thought(seed + i) for i in range(3)))
 
     async def run():
-        await asyncio.gather(*(question(seed) for seed in range(0, 30, 3)))
+        always_busy = made.sample([99], SamplingParams(max_tokens=4 * 5))  # so that nobody is waited for
+        await asyncio.gather(always_busy, *(question(seed) for seed in range(0, 30, 3)))
 
     made._end[:] = False
     asyncio.run(run())

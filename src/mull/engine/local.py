@@ -29,7 +29,7 @@ from mull.errors import StopReason, UserError
 from mull.models.transformer import Transformer
 from mull.types import Completion, Cost, SamplingParams
 
-# Turns of the event loop after answers, so that the answered strategies, and what waits for those, can ask for more
+# Turns of the event loop at the start and after answers, so that strategies, and what waits for those, can ask for more
 # before the next step: a task that awaited a sample needs one turn, each `gather` around it two more.
 _TURNS = 6
 
@@ -175,16 +175,19 @@ class LocalEngine:
     async def _run(self) -> None:
         """Steps while there is work."""
         try:
-            while self.schedule.busy:
-                answered = False
+            turns = _TURNS
+            while True:
+                for _ in range(turns):
+                    await asyncio.sleep(0)
+                if not self.schedule.busy:
+                    return
+                turns = 1
                 for request, completion in self._step():
                     call = request.call
                     call.results[request.index] = completion
                     if not call.future.done() and all(call.results):
                         call.future.set_result([c for c in call.results if c is not None])
-                        answered = True
-                for _ in range(_TURNS if answered else 1):
-                    await asyncio.sleep(0)
+                        turns = _TURNS
         except BaseException as error:
             if self._runner is asyncio.current_task():
                 self._fail(error)
