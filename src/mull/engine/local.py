@@ -19,7 +19,8 @@ import numpy as np
 import torch
 
 from mull.chat import Chat
-from mull.engine.memory import make_pages, page_bytes
+from mull.engine.lanes import Lanes, split
+from mull.engine.memory import Rows, make_pages, page_bytes
 from mull.engine.pages import PagePool
 from mull.engine.sampler import derive_seed
 from mull.engine.sampling import draw, uniforms
@@ -74,6 +75,7 @@ class LocalEngine:
         self.schedule = Schedule(self.config, self.pool, max_sequences, max_step_tokens)
         self.schedule.policy_version = policy_version
         self._weights = WeightsWatch(model)
+        self._lanes = Lanes(model.device)
         self._loop: asyncio.AbstractEventLoop | None = None
         self._runner: asyncio.Task | None = None
         self.steps = 0
@@ -210,14 +212,12 @@ class LocalEngine:
 
     @torch.inference_mode()
     def _step(self) -> list[tuple[Request, Completion]]:
-        s, device = self.schedule, self.model.device
+        s = self.schedule
         self._notice_weights()
         s.admit()
         rows = s.rows()
         assert rows is not None, "work is waiting, nothing runs, and nothing was admitted"
-        tokens_N = torch.from_numpy(s.tokens[rows.slot_N, rows.position_N].astype(np.int64)).to(device)
-        positions_N = torch.from_numpy(rows.position_N.astype(np.int64)).to(device)
-        hidden_NE = self.model(tokens_N, positions_N, self.memory.attend(rows))
+        hidden_NE = self._lanes.run(self._forward, split(rows, self._lanes.count))
         self.steps += 1
         self.step_rows += len(rows.slot_N)
         s.advance()
@@ -236,6 +236,13 @@ class LocalEngine:
         # A request whose forced tokens fill its limit ends without sampling anything.
         full = (s.length[slot_R] == s.limit[slot_R]) & (position_R == s.limit[slot_R] - 2) & ~fresh_R
         return finished + [s.finish(slot, StopReason.LENGTH) for slot in slot_R[full].tolist()]
+
+    @torch.inference_mode()
+    def _forward(self, rows: Rows) -> torch.Tensor:
+        """Final hidden states [N, E]; keys and values of the rows are in memory afterwards."""
+        tokens_N = self.schedule.tokens[rows.slot_N, rows.position_N].astype(np.int64)
+        positions_N = torch.from_numpy(rows.position_N.astype(np.int64)).to(self.model.device)
+        return self.model(torch.from_numpy(tokens_N).to(self.model.device), positions_N, self.memory.attend(rows))
 
     def _sample(
         self, logits_RV: torch.Tensor, slot_R: np.ndarray, position_R: np.ndarray

@@ -3,10 +3,18 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Callable
+from typing import Any
 
 import torch
 
 from mull.models.transformer import Layer, Transformer
+
+
+def _when_training(eager: Callable[..., Any]) -> Callable[..., Any]:
+    # Decoding steps are small: compiled, they would save nothing on CPU and cost a compilation of their own.
+    compiled = torch.compile(eager, dynamic=True)
+    return lambda *args: compiled(*args) if torch.is_grad_enabled() else eager(*args)
 
 
 def compile_layers(model: Transformer) -> str:
@@ -19,6 +27,6 @@ def compile_layers(model: Transformer) -> str:
         return "no C++ compiler was found (g++ or clang++): training runs eagerly, a third slower"
     for layer in model.layers:
         assert isinstance(layer, Layer)
-        layer.before = torch.compile(layer.before, dynamic=True)
-        layer.after = torch.compile(layer.after, dynamic=True)
+        layer.before = _when_training(layer.before)
+        layer.after = _when_training(layer.after)
     return "layers are compiled at the first step"

@@ -45,8 +45,8 @@ class DemoConfig:
     model: str = "nano"  # a Hugging Face folder, or nano for the one that ships
     tasks: tuple[str, ...] = ("chain", "countdown")
     levels: tuple[int, ...] = (1, 2)
-    steps: int = 100  # of reinforcement learning
-    control_steps: int = 50  # of the same with random rewards
+    steps: int = 70  # of reinforcement learning
+    control_steps: int = 35  # of the same with random rewards
     lr: float = 3e-4
     groups: int = 24
     group_size: int = 16
