@@ -1,4 +1,4 @@
-"""The demo on a tiny random model: every stage runs, the summary has what the issue asks for, a second call re-uses it."""
+"""The demo on a tiny random model: every stage runs, the summary is complete, a second call re-uses it."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from mull.models.nano import VOCAB_SIZE, write_tokenizer
 from mull.recipes.demo import DemoConfig, demo
 
 INTERVAL = {"mean", "low", "high", "n"}
-POINT = {"flops", "tokens", "accuracy", "low", "high"}
+POINT = {"flops", "tokens", "accuracy", "low", "high", "label"}
 
 
 @pytest.fixture(scope="module")
@@ -56,9 +56,12 @@ def test_the_summary_holds_both_curves_and_the_control(finished: DemoConfig) -> 
         < summary["train_curve"][1]["flops"]
         < summary["train_curve"][2]["flops"]
     )
-    assert len(summary["test_curve"]) == 3  # 1, 2 and 4 votes
-    flops = [p["flops"] for p in summary["test_curve"]]
+    assert len(summary["vote_curve"]) == 3  # 1, 2 and 4 votes
+    flops = [p["flops"] for p in summary["vote_curve"]]
     assert flops == pytest.approx([flops[0], 2 * flops[0], 4 * flops[0]])
+    assert len(summary["budget_curve"]) == 2
+    flops = [p["flops"] for p in summary["test_curve"]]
+    assert flops == sorted(flops) and summary["test_curve"][-3:] == summary["vote_curve"]
     assert summary["seconds"] > 0 and summary["seed"] == 0 and summary["command"] == "mull demo"
 
 

@@ -359,17 +359,22 @@ def ledger_rows(evaluations: dict[str, Any], training: RLConfig, control: RLConf
 
 def summary(data: dict[str, Any], cfg: DemoConfig) -> dict[str, Any]:
     """The figures of the run, for programs."""
-    keep = ("flops", "tokens", "accuracy", "low", "high")
+    keep = ("flops", "tokens", "accuracy", "low", "high", "label")
     mean = next(c for c in data["train"] if c["role"] == "mean")
     vote = next(c for c in data["test"] if (c["task"], c["model"], c["method"]) == ("mean", "trained", "vote"))
     budget = next(c for c in data["test"] if (c["task"], c["model"], c["method"]) == ("mean", "trained", "budget"))
-    only = lambda points: [{key: p[key] for key in keep} for p in points]  # noqa: E731
+
+    def only(points: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        return [{key: q[key] for key in keep} for q in points]
+
     p = data["pass_at_1"]
     return {
         "pass_at_1": {"base": p["base"], "trained": p["trained"], "gain": p["gain"]},
         "control": {"random_reward": p["control"]},
         "train_curve": only(mean["points"]),
-        "test_curve": only(vote["points"]),
+        # From little compute to much: thoughts cut at a budget, then whole thoughts, then votes over many.
+        "test_curve": only([q for q in budget["points"] if q["flops"] < vote["points"][0]["flops"]] + vote["points"]),
+        "vote_curve": only(vote["points"]),
         "budget_curve": only(budget["points"]),
         "tasks": list(cfg.tasks),
         "levels": list(cfg.levels),
