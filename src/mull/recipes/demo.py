@@ -45,8 +45,8 @@ class DemoConfig:
     model: str = "nano"  # a Hugging Face folder, or nano for the one that ships
     tasks: tuple[str, ...] = ("chain", "countdown")
     levels: tuple[int, ...] = (1, 2)
-    steps: int = 70  # of reinforcement learning
-    control_steps: int = 35  # of the same with random rewards
+    steps: int = 64  # of reinforcement learning
+    control_steps: int = 32  # of the same with random rewards
     lr: float = 3e-4
     groups: int = 24
     group_size: int = 16
@@ -57,7 +57,7 @@ class DemoConfig:
     vote_problems: int = 128  # held out, for the test-time curves
     votes: int = 64  # samples of each
     budgets: tuple[int, ...] = (4, 8, 16, 32, 64, 128, 256)  # thinking tokens
-    eval_every: int = 10
+    eval_every: int = 16  # training steps between points of the train curve (and after 1, 2, 4, 8 …)
     compile: bool = True
     seed: int = 0
     threads: int = 0  # of torch; 0: its own choice

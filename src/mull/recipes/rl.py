@@ -80,7 +80,7 @@ class RLConfig:
     weight_decay: float = 0.0
     max_grad_norm: float = 1.0
     random_reward: bool = False  # the control: rewards are coin flips, and nothing may improve
-    eval_every: int = 0  # steps between evaluations on held-out problems; 0: none
+    eval_every: int = 0  # steps between evaluations on held-out problems (and after 1, 2, 4, 8 …); 0: none
     eval_problems: int = 256
     eval_samples: int = 2
     checkpoint_every: int = 10
@@ -354,7 +354,7 @@ def rl(cfg: RLConfig, command: str = "", resume: bool = False, mode: Mode = "aut
                     "sampled_tokens_per_second": cost.sampled_tokens / (sampled - started),
                     "tokens_per_second": cost.sampled_tokens / (trained - started),
                 }
-                if cfg.eval_every and (step % cfg.eval_every == 0 or step == cfg.steps):
+                if cfg.eval_every and is_evaluated(step, cfg):
                     metrics["eval"] = report_eval(cfg, held, engine, chat, ledger)
                 run.log(step, metrics)
                 if alarm := detector.update(
@@ -388,6 +388,11 @@ def rl(cfg: RLConfig, command: str = "", resume: bool = False, mode: Mode = "aut
                     run.save_checkpoint(step, state, lambda f: hf.save(model, f / "hf", source), score)
         hf.save(model, cfg.out / "model", source=source)
     return cfg.out / "model"
+
+
+def is_evaluated(step: int, cfg: RLConfig) -> bool:
+    """Every `eval_every` steps, at the end, and after 1, 2, 4, 8 … steps: the train curve's axis is logarithmic."""
+    return step % cfg.eval_every == 0 or step == cfg.steps or step & (step - 1) == 0
 
 
 def describe(rollouts: Rollouts, chat: Chat) -> dict[str, Any]:
