@@ -50,14 +50,13 @@ def rows(run: Path) -> list[dict]:
         interval("gain, paired by problem", gain, "points"),
         interval("pass@1 of the control, trained with random rewards", control),
     ]
-    for name, label in (
-        ("test_curve", "majority vote of the trained model"),
-        ("budget_curve", "thinking budget, trained model"),
-    ):
-        curve = found[name]
-        for point, which in ((curve[0], "least compute"), (curve[-1], "most compute")):
-            e = {"mean": point["accuracy"], "low": point["low"], "high": point["high"], "n": after["n"]}
-            out.append(interval(f"{label}, {which} ({point['tokens']:,.0f} tokens a problem)", e))
+    page = json.loads((run / "report_data.json").read_text())
+    for method, label in (("budget", "thinking budget of"), ("vote", "majority over")):
+        curve = next(c for c in page["test"] if (c["task"], c["model"], c["method"]) == ("mean", "trained", method))
+        for point in (curve["points"][0], curve["points"][-1]):
+            what = point["label"].replace(" thinking tokens", " tokens").replace("vote", "chain")
+            e = {"mean": point["accuracy"], "low": point["low"], "high": point["high"], "n": point["n"]}
+            out.append(interval(f"trained model, {label} {what} ({point['flops']:.1e} FLOPs a problem)", e))
     out.append(
         {"claim": "the whole demo", "value": found["seconds"], "low": None, "high": None, "n": 1, "unit": "s", **common}
     )
@@ -72,7 +71,7 @@ def pictures(run: Path) -> None:
     IMAGES.mkdir(parents=True, exist_ok=True)
     for name, width, height in (("report", 1280, 2400), ("curves", 1280, 980)):
         with tempfile.TemporaryDirectory() as profile:
-            flags = [f for f in FLAGS if "debugging" not in f]
+            flags = ["--hide-scrollbars", *(f for f in FLAGS if "debugging" not in f)]
             size = f"--window-size={width},{height}"
             shot = f"--screenshot={(IMAGES / f'{name}.png').resolve()}"
             page = (run / "report.html").resolve().as_uri()

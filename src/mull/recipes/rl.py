@@ -289,7 +289,10 @@ def refuse_impossible(cfg: RLConfig, tasks: Sequence[Checked], chat: Chat, conte
 
 
 def rl(cfg: RLConfig, command: str = "", resume: bool = False, mode: Mode = "auto") -> Path:
-    """Trains; returns the folder of the trained model. Resuming continues bitwise identically on CPU."""
+    """Trains; returns the folder of the trained model.
+
+    Resuming continues bitwise identically on CPU with the same number of threads.
+    """
     if cfg.threads:
         torch.set_num_threads(cfg.threads)
     tasks = [load_task(name) for name in cfg.tasks]
