@@ -17,7 +17,7 @@ SRC = Path(__file__).parent.parent / "src" / "mull"
 FLOORS: list[set[str]] = [
     {"mull"},  # the package's own __init__: its version
     {"errors"},  # floor 1 of the design: errors is below types, which needs the stop reasons
-    {"types", "files", "machine", "randomness"},
+    {"types", "files", "machine"},
     {"ledger", "chat", "models", "graders", "config", "runfolder", "progress"},
     {"engine", "tasks", "learn"},
     {"scorers", "store"},

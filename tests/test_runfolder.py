@@ -19,7 +19,6 @@ import torch
 import mull.files
 from mull.errors import UserError
 from mull.files import read_jsonl, write_whole
-from mull.randomness import pack_random_state, restore_random_state
 from mull.runfolder import RunFolder
 
 CONFIG = "steps = 10\n[optim]\nlr = 0.1\nclip = nan\n"
@@ -30,7 +29,7 @@ def open_run(path: Path, **kwargs: Any) -> RunFolder:
 
 
 def state(step: int) -> dict[str, Any]:
-    return {"step": step, "weights": {"a": torch.full((300,), float(step))}, "random": pack_random_state()}
+    return {"step": step, "weights": {"a": torch.full((300,), float(step))}}
 
 
 def in_child(work: Callable[[], None]) -> int:
@@ -443,7 +442,7 @@ def test_another_os_error_is_not_called_a_full_disk(tmp_path: Path):
         run.save_checkpoint(1, state(1), writer)
 
 
-# ------------------------------------------------------------------------------------- TensorBoard, randomness
+# ------------------------------------------------------------------------------------- TensorBoard
 
 
 def test_scalars_go_to_tensorboard_where_it_is_installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -466,26 +465,3 @@ def test_scalars_go_to_tensorboard_where_it_is_installed(tmp_path: Path, monkeyp
         run.log(5, {"reward": 0.5, "note": "x", "flag": True, "nothing": None})
         run.log(6, {"reward": 0.6})
     assert seen == [("tensorboard", 5), ("reward", 0.5, 5), ("reward", 0.6, 6), "closed"]
-
-
-def test_random_states_survive_a_checkpoint(tmp_path: Path):
-    generators = [random.Random(1), np.random.default_rng(2), np.random.Generator(np.random.MT19937(3))]
-    generators += [torch.Generator().manual_seed(4)]
-
-    def draw() -> list[float]:
-        plain, pcg, mt, tg = generators
-        return [
-            random.gauss(0, 1), np.random.standard_normal(), torch.rand(()).item(), plain.gauss(0, 1),
-            pcg.normal(), pcg.integers(0, 9, dtype=np.uint32), mt.random(), torch.rand((), generator=tg).item(),
-        ]  # fmt: skip
-
-    draw()  # odd numbers of gaussians leave one in store: the state must carry it
-    with open_run(tmp_path) as run:
-        run.save_checkpoint(1, {"random": pack_random_state(*generators)})
-        wanted = [draw() for _ in range(3)]
-        latest = run.latest()
-    assert latest is not None
-    restore_random_state(latest[1]["random"], *generators)
-    assert [draw() for _ in range(3)] == wanted
-    with pytest.raises(ValueError):
-        restore_random_state(latest[1]["random"], *generators[:-1])

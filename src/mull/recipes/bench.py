@@ -15,9 +15,8 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from statistics import median
 from typing import Any
 
 from mull import config as configs
@@ -28,6 +27,7 @@ from mull.evals import evidence
 from mull.files import write_whole
 from mull.models.nano import shipped_folder
 from mull.recipes import bench_table
+from mull.recipes.bench_table import Result
 from mull.tasks.load import load_task
 
 SCRIPTS = Path(__file__).parents[3] / "benchmarks"
@@ -75,23 +75,6 @@ class System:
     name: str
     command: tuple[str, ...]
     settings: tuple[dict[str, Any], ...]
-
-
-@dataclass
-class Result:
-    """What one system did; `rounds` are the workers' messages."""
-
-    name: str
-    setting: dict[str, Any]
-    tried: list[tuple[dict[str, Any], float]]  # settings and their seconds in the warm-up
-    versions: dict[str, str]
-    rounds: list[dict[str, Any]] = field(default_factory=list)
-
-    def per_round(self, unit: str) -> list[float]:
-        return [r["seconds"] if unit == "s/step" else r["tokens"] / r["seconds"] for r in self.rounds]
-
-    def figure(self, unit: str) -> float:
-        return median(self.per_round(unit))
 
 
 def bench(name: str, out_json: Path | None = None, options: dict[str, str] | None = None) -> int:

@@ -4,11 +4,27 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from statistics import median
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-if TYPE_CHECKING:
-    from mull.recipes.bench import Result
+
+@dataclass
+class Result:
+    """What one system did; `rounds` are the workers' messages."""
+
+    name: str
+    setting: dict[str, Any]
+    tried: list[tuple[dict[str, Any], float]]  # settings and their seconds in the warm-up
+    versions: dict[str, str]
+    rounds: list[dict[str, Any]] = field(default_factory=list)
+
+    def per_round(self, unit: str) -> list[float]:
+        return [r["seconds"] if unit == "s/step" else r["tokens"] / r["seconds"] for r in self.rounds]
+
+    def figure(self, unit: str) -> float:
+        return median(self.per_round(unit))
+
 
 BUSY = 0.15  # cores that others kept busy in a round, from which on it is said
 
