@@ -27,6 +27,8 @@ class NativePages:
     """Keys [L, pages, K, D, 16] and values [L, pages, K, 16, D] in float32, whatever the model computes in."""
 
     def __init__(self, config: ModelConfig, num_pages: int, library: ctypes.CDLL):
+        if config.head_dim % 16:
+            raise ValueError(f"the kernel's vectors are 16 wide and the heads {config.head_dim}: use TorchPages")
         self.config, self.library = config, library
         shape = (config.num_layers, num_pages, config.num_kv_heads * config.head_dim * PAGE)
         # Zeroed pages that were never touched cost no memory: the system maps them on first use.

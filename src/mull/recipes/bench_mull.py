@@ -107,6 +107,10 @@ def main() -> None:
     if setting.get("profile"):
         from mull.recipes.bench_profile import profile
 
+        torch.set_num_threads(
+            1
+        )  # one lane: times of threads that work side by side would add up to more than the whole
+
         return pipe.send(**profile(engine, run, work))
     serve(pipe, work, run, versions={"torch": torch.__version__}, note=native.status())
 

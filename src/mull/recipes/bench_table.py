@@ -107,7 +107,7 @@ def show_shares(console: Any, shares: dict[str, Any]) -> None:
     from rich.table import Table
 
     table = Table(
-        title="where mull's time goes (measured in a separate, slower run)", title_justify="left", box=SIMPLE_HEAD
+        title="where mull's time goes (a separate, slower run with one thread)", title_justify="left", box=SIMPLE_HEAD
     )
     for column in ("phase", "part"):
         table.add_column(column)
