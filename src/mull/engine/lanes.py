@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 
 import numpy as np
 import torch
@@ -47,11 +47,12 @@ class Lanes:
         threads = torch.get_num_threads()
         if threads > 1 and sum(len(part.slot_N) for part in parts) > 1:
             torch.set_num_threads(1)
+        others = [_threads().submit(_alone, forward, part) for part in parts[1:]]
         try:
-            others = [_threads().submit(_alone, forward, part) for part in parts[1:]]
             done = [forward(parts[0])]
             done += [other.result() for other in others]
         finally:
+            wait(others)  # also when a part has failed: nothing may still write to memory afterwards
             torch.set_num_threads(threads)
         return torch.cat(done) if len(done) > 1 else done[0]
 
