@@ -146,24 +146,20 @@ class Stages:
 
 
 def first_tries(cfg: DemoConfig, held: list[Held], engine: LocalEngine, chat: Chat) -> dict[str, Any]:
-    """pass@1 on the held-out problems, thoughts to look at, and what the thoughts do."""
+    """pass@1 on the held-out problems (as many of each task), thoughts to look at, and what the thoughts do."""
     budget = Budget(think_tokens=cfg.think_tokens, answer_tokens=cfg.answer_tokens, samples=cfg.samples)
     evaluation = asyncio.run(evaluate(held, engine, chat, budget, sample, seed=cfg.seed))
     thoughts = evaluation.thoughts(chat, cfg.samples)
+    found = behaviour.describe(thoughts)
     return {
         "marks": evaluation.marks,
-        "accuracy": stratified(evaluation).as_dict(),
+        "accuracy": evaluation.accuracy.as_dict(),
         "tasks": {name: evaluation.of(name).accuracy.as_dict() for name in cfg.tasks},
-        "behaviour": {name: getattr(behaviour.describe(thoughts), name).as_dict() for name, _, _ in behaviour.ROWS},
+        "behaviour": {name: getattr(found, name).as_dict() for name, _, _ in behaviour.ROWS},
         "lengths": [t.tokens for t in thoughts],
         "thoughts": [shown_thought(h, t, chat) for h, t in zip(held, evaluation.traces, strict=True)],
         "cost": cost_of(evaluation.cost),
     }
-
-
-def stratified(evaluation: Evaluation) -> metrics.Estimate:
-    """pass@1 over all problems; the tasks have equally many, so this is also the mean over tasks."""
-    return evaluation.accuracy
 
 
 def with_more_compute(

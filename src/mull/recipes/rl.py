@@ -31,7 +31,7 @@ from mull.engine import native
 from mull.engine.local import LocalEngine
 from mull.engine.sampler import Sampler, derive_seed
 from mull.errors import UserError
-from mull.evals.collapse import CollapseDetector
+from mull.evals.collapse import CollapseDetector, scan
 from mull.evals.evaluate import Evaluation, evaluate, held_out, thought_tokens
 from mull.evals.grade import grade
 from mull.learn import advantages, losses, optim, samples, shaping
@@ -317,9 +317,7 @@ def rl(cfg: RLConfig, command: str = "", resume: bool = False, mode: Mode = "aut
             ledger = Ledger.restore(state["ledger"])
             mixed_share = state["mixed_share"]
         run.truncate_metrics(step if latest else -1)  # what a run logged after its last checkpoint comes again
-        for row in run.metrics():
-            if row["step"] > 0:
-                detector.update(row["step"], row["reward"], row.get("entropy"), row["length"], row["truncated"])
+        scan(run.metrics(), detector)
         memory = int(cfg.memory_gib * 2**30) or None
         engine = LocalEngine(model, chat, cfg.max_sequences, memory)
         compiled = compile_layers(model) if cfg.compile else "training runs eagerly (compile = false)"
