@@ -1,11 +1,12 @@
 """What can go wrong at each boundary, and why a generation ended.
 
-Three kinds, handled in three places:
+Four kinds, handled in four places:
 
 - `UserError`: the person asked for something that cannot be done (a missing folder, an unknown key). It carries one
   sentence that says what, where and what to do. The command line prints it and exits with code 2.
 - `Unscorable`: one sample could not be judged (a grader timed out or crashed). It is caught where samples are
   graded, becomes a `Verdict` with `correct=None`, and is counted. It never becomes a zero reward.
+- `SamplerLost`: whatever generates or scores has gone away. A search ends with what it has, marked in its trace.
 - Everything else is a bug and propagates.
 """
 
@@ -29,6 +30,13 @@ class MissingExtra(UserError):
 
 class Unscorable(Exception):
     """A grader could not judge this one sample: not wrong, not right, counted apart."""
+
+
+class SamplerLost(Exception):
+    """A sampler or scorer could not answer: its server is gone, timed out, or refused too often.
+
+    A search goes on with what it has, and its trace says what was lost.
+    """
 
 
 class StopReason(StrEnum):

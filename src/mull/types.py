@@ -196,6 +196,7 @@ class Trace:
     answers: list[str] = field(default_factory=list)
     verdicts: list[Verdict] = field(default_factory=list)  # one per leaf, once graded
     answer: str = ""  # the strategy's own choice
+    chosen: int = -1  # the span of the leaf that gave it; -1: no single leaf did
     verdict: Verdict | None = None  # of `answer`, once graded
     exhausted: bool = False  # the budget ran out before the strategy was done
     lost: list[str] = field(default_factory=list)  # what failed on the way, one sentence each

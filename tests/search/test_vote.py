@@ -32,7 +32,7 @@ def test_the_unreadable_do_not_vote():
 def test_vote_samples_and_chooses():
     sampler = ScriptedSampler([f"so</think>{a}" for a in ("1", "2", "2")], chat())
     budget = Budget(samples=3)
-    trace = asyncio.run(vote(QUESTION, sampler, chat(), budget, canonical, seed=4))
+    trace = asyncio.run(vote(QUESTION, sampler, chat(), budget, canonical=canonical, seed=4))
     assert trace.strategy == "vote" and trace.answer == "2" and trace.answers == ["1", "2", "2"]
     assert len(trace.leaves) == 3 and trace.cost == budget.spent == sampler.cost
 
@@ -42,7 +42,7 @@ def test_voting_helps_a_model_that_is_right_more_often_than_not():
     right = {1: 0, 9: 0}
     for n in right:
         for seed in range(60):
-            trace = asyncio.run(vote(QUESTION, sampler, chat(), Budget(samples=n), canonical, seed=seed))
+            trace = asyncio.run(vote(QUESTION, sampler, chat(), Budget(samples=n), canonical=canonical, seed=seed))
             right[n] += trace.answer == "4"
     assert 24 <= right[1] <= 46 and right[9] > right[1] + 8
 

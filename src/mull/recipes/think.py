@@ -92,7 +92,7 @@ def think(ask: Ask, model: str) -> Thinking:
     canonical = task.canonical if task else same_text
     started = time.perf_counter()
     if ask.strategy == "vote":
-        trace = asyncio.run(vote(question, engine, chat, limits, canonical, decoding, ask.seed))
+        trace = asyncio.run(vote(question, engine, chat, limits, decoding, ask.seed, canonical=canonical))
     elif ask.strategy == "forced":
         trace = asyncio.run(sample_forced(question, engine, chat, limits, decoding, ask.seed))
         trace.answer = majority(trace, canonical)

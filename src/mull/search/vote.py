@@ -19,9 +19,10 @@ async def vote(
     sampler: Sampler,
     chat: Chat,
     budget: Budget,
-    canonical: Canonical,
     decoding: Decoding = ON_POLICY,
     seed: int = 0,
+    *,
+    canonical: Canonical,
 ) -> Trace:
     """The majority answer of `budget.samples` chains; of equally frequent answers the one reached first.
 

@@ -1,0 +1,1 @@
+"""Scorers: what judges a thought without the reference answer."""

@@ -1,0 +1,444 @@
+"""The tree that every search grows: steps of thought, sampled, scored, and paid for.
+
+A step ends with the separator (a line break), with the end of the thought, or with the answer: the answer is a path's
+last step. A search asks for next steps of a node, has nodes scored, and decides; what can go wrong on the way is
+handled here. A budget is reserved before a request and settled after it, so a search spends at most its budget, to the
+token, however many requests run at once. Part of it is kept back for one forced answer until there is a first answer.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import math
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+
+from mull.chat import Chat
+from mull.engine.sampler import Sampler, derive_seed
+from mull.errors import SamplerLost, StopReason, UserError
+from mull.ledger import Budget
+from mull.scorers.base import Scorer
+from mull.search.sample import ON_POLICY, Decoding, together
+from mull.types import Completion, Cost, Question, SamplingParams, Span, SpanKind, Trace
+
+NO_ANSWER = "(no answer within the budget)"
+
+
+@dataclass(frozen=True)
+class Steps:
+    """Where a step ends. One that does not end within `max_tokens` is cut there, counted, and goes on as another."""
+
+    separator: str = "\n"
+    max_tokens: int = 64
+
+
+LINES = Steps()
+
+
+@dataclass(eq=False)
+class Node:
+    """A path of whole steps: prompt, thought so far, and the answer if it has one."""
+
+    span: int  # its last span in `Trace.spans`
+    tokens: tuple[int, ...]  # of the whole path, prompt included
+    parent: Node | None = None
+    order: tuple[int, ...] = ()  # its place in the tree, whatever arrived first; its seeds come from it
+    forced: bool = False  # written by the strategy, not a step of the model's
+    children: list[Node] = field(default_factory=list)
+    depth: int = 0  # steps
+    thought: int = 0  # tokens of thought on the path
+    logprob: float = 0.0  # of all tokens sampled on the path
+    sampled: int = 0  # their number
+    closed: bool = False  # the thought has ended; what follows is the answer
+    answer: str | None = None  # once the path is complete
+    dead: bool = False  # cannot go on: the context is full, the turn ended without an answer, the sampler failed
+    score: float | None = None  # in [0, 1]; 0 where the scorer failed
+    extended: int = 0  # how often it was continued
+    visits: int = 0
+
+    @property
+    def done(self) -> bool:
+        return self.answer is not None
+
+    @property
+    def open(self) -> bool:
+        return not self.done and not self.dead
+
+    def path(self) -> list[Node]:
+        """The model's steps from the first to this one: without the root and what the strategy wrote."""
+        nodes: list[Node] = []
+        node: Node | None = self
+        while node is not None and node.parent is not None:
+            if not node.forced:
+                nodes.append(node)
+            node = node.parent
+        return nodes[::-1]
+
+
+class Tree:
+    """One question's tree under one budget; `trace` is what comes of it.
+
+    `extend` and `complete` return fewer nodes than asked for, or none, when the budget, the context, the node limit or
+    the sampler gives out; a node that cannot be extended for a reason of its own is `dead`. `finish` ends the search.
+    """
+
+    def __init__(
+        self,
+        strategy: str,
+        question: Question,
+        sampler: Sampler,
+        chat: Chat,
+        budget: Budget,
+        decoding: Decoding = ON_POLICY,
+        seed: int = 0,
+        scorer: Scorer | None = None,
+        steps: Steps = LINES,
+        max_nodes: int = 20_000,
+    ):
+        self.sampler, self.chat, self.budget, self.decoding = sampler, chat, budget, decoding
+        self.seed, self.scorer, self.steps, self.max_nodes = seed, scorer, steps, max_nodes
+        prompt = tuple(chat.prompt(question.text))
+        self.trace = Trace(question, strategy, [Span(SpanKind.PROMPT, prompt)])
+        self.root = Node(0, prompt)
+        self.nodes = [self.root]
+        self.leaves: list[Node] = []  # complete paths
+        self._separators = separator_tokens(chat, steps.separator)
+        self._started = time.perf_counter()
+        self._reserved = 0
+        self._freed = asyncio.Event()
+
+    @property
+    def spent_out(self) -> bool:
+        """Whether no further token may be sampled (beyond what is kept back for a forced answer)."""
+        return self._free() < 1
+
+    # ------------------------------------------------------------------------------------------------ growing
+
+    async def extend(self, node: Node, n: int = 1, decoding: Decoding | None = None) -> list[Node]:
+        """Up to `n` next steps of an open node, as its children.
+
+        A thought that has used up `budget.think_tokens` is closed by force, and its next step is the answer.
+        """
+        if node.done or node.dead:
+            raise ValueError("a complete or dead path cannot be extended: ask for open nodes only")
+        room = self.budget.think_tokens - node.thought
+        if node.closed or room <= 0:
+            return await self.force_answer(node, n, decoding)
+        most = min(self.steps.max_tokens, room)
+        seed = self._seed(node)
+        asked = await self._ask(node, self._params(most, seed, decoding, step=True), n)
+        return [self._add(node, i, completion, granted < most) for i, (completion, granted) in enumerate(asked)]
+
+    async def complete(self, node: Node, n: int = 1, decoding: Decoding | None = None) -> list[Node]:
+        """Up to `n` whole continuations of an open node, each to its answer; the nodes of their last steps.
+
+        Steps are nodes here, too: a chain that was sampled in one go can be scored and forked like any other.
+        """
+        if node.done or node.dead:
+            raise ValueError("a complete or dead path cannot be continued: ask for open nodes only")
+        room = self.budget.think_tokens - node.thought
+        if node.closed or room <= 0:
+            return await self.force_answer(node, n, decoding)
+        seed = self._seed(node)
+        asked = await self._ask(node, self._params(room, seed, decoding, close=True), n)
+        ends = [self._add_steps(node, i, completion, granted < room) for i, (completion, granted) in enumerate(asked)]
+
+        async def answered(end: Node) -> list[Node]:
+            return await self.extend(end, 1, decoding) if end.open else [end]
+
+        return [leaf for leaves in await together(answered(end) for end in ends) for leaf in leaves]
+
+    async def force_answer(self, node: Node, n: int = 1, decoding: Decoding | None = None) -> list[Node]:
+        """Up to `n` answers from here; a thought that is still open is closed by force."""
+        prefix = node if node.closed else self._close(node)
+        most = self.budget.answer_tokens
+        params = self._params(most, self._seed(prefix), decoding)
+        grown = []
+        for i, (completion, granted) in enumerate(await self._ask(prefix, params, n, answer=True)):
+            self.trace.exhausted |= granted < most
+            grown.append(child := self._grow(prefix, (i,), completion, 0, len(completion.tokens)))
+            self._complete(child, self.chat.split(child.tokens[len(self.root.tokens) :])[1])
+        if prefix is not node and not prefix.children:  # a closing tag behind which nothing could be sampled
+            node.children.remove(prefix)
+            self.nodes.remove(prefix)
+        node.dead |= prefix.dead
+        return grown
+
+    def insert(self, node: Node, tokens: Sequence[int], closed: bool = False) -> Node:
+        """A child that the strategy writes itself (a "Wait", a closing tag): forced, and never trained on."""
+        self.trace.spans.append(Span(SpanKind.FORCED, tuple(tokens), node.span))
+        order = (*node.order, 0, len(node.children))
+        child = Node(len(self.trace.spans) - 1, (*node.tokens, *tokens), node, order, True, depth=node.depth)
+        child.closed = node.closed or closed
+        child.thought = node.thought + (0 if child.closed else len(tokens))
+        child.logprob, child.sampled = node.logprob, node.sampled
+        node.children.append(child)
+        self.nodes.append(child)
+        return child
+
+    # ------------------------------------------------------------------------------------------------ judging
+
+    async def score(self, nodes: Sequence[Node], whole_path: bool = False) -> None:
+        """Gives every node a score that has none, and with `whole_path` the steps before it."""
+        if self.scorer is None:
+            raise ValueError(f"the strategy {self.trace.strategy} needs a scorer")
+        wanted = [step for node in nodes for step in (node.path() if whole_path else [node])]
+        todo = [node for node in dict.fromkeys(wanted) if node.score is None]
+        if not todo:
+            return
+        try:
+            scores = await self.scorer.score([node.tokens for node in todo])
+        except SamplerLost as gone:
+            self.lose(f"the scorer was lost: {gone}")
+            for node in todo:
+                self._set_score(node, 0.0)
+            return
+        for node, score in zip(todo, scores, strict=True):
+            self.charge(score.cost)
+            if not math.isfinite(score.value):
+                self.lose("the scorer gave no number for a step, which counts as its lowest score")
+            self._set_score(node, score.value if math.isfinite(score.value) else 0.0)
+
+    def charge(self, cost: Cost) -> None:
+        """What was spent on this question by anything but the policy's own tokens, too: scorers, critics, probes."""
+        self.trace.cost = self.trace.cost + cost
+        self.budget.charge(cost)
+
+    def prune(self, node: Node) -> None:
+        """Marks a node that the search will not go on from."""
+        self.trace.spans[node.span].pruned = True
+
+    def visit(self, node: Node) -> None:
+        node.visits += 1
+        self.trace.spans[node.span].visits = node.visits
+
+    def lose(self, what: str) -> None:
+        self.trace.lost.append(what)
+
+    # ------------------------------------------------------------------------------------------------ ending
+
+    async def finish(self, chosen: Node | str | None) -> Trace:
+        """The trace, with the answer that the strategy chose: a leaf, or an answer's text.
+
+        Where there is no answer at all, one is forced from the best node with the tokens that were kept back.
+        """
+        if not self.leaves:
+            self.trace.exhausted |= self.spent_out
+            open_nodes = [node for node in self.nodes if node.open]
+            for node in sorted(open_nodes, key=lambda node: (-(node.score or 0.0), -node.thought))[:3]:
+                if not self.leaves and self.budget.tokens_left > 0:
+                    await self.force_answer(node)
+            chosen = self.leaves[0] if self.leaves else None
+        self.leaves.sort(key=lambda leaf: leaf.order)
+        self.trace.leaves = [leaf.span for leaf in self.leaves]
+        self.trace.answers = [leaf.answer or "" for leaf in self.leaves]
+        if chosen is None or chosen == "":
+            chosen = next((leaf for leaf in self.leaves if leaf.answer), None) or NO_ANSWER
+        if isinstance(chosen, Node):
+            self.trace.chosen, self.trace.answer = chosen.span, chosen.answer or NO_ANSWER
+        else:
+            self.trace.answer = chosen
+            self.trace.chosen = next((leaf.span for leaf in self.leaves if leaf.answer == chosen), -1)
+        self.trace.cost = replace(self.trace.cost, seconds=time.perf_counter() - self._started)
+        return self.trace
+
+    # ------------------------------------------------------------------------------------------------ inside
+
+    def _seed(self, node: Node) -> int:
+        """Of the next request from here: a function of the node's place, not of what arrived when."""
+        node.extended += 1
+        return derive_seed(self.seed, *node.order, node.extended)
+
+    def _params(
+        self, most: int, seed: int, decoding: Decoding | None, step: bool = False, close: bool = False
+    ) -> SamplingParams:
+        d = decoding or self.decoding
+        tag = self.chat.think_close
+        stop: tuple[str, ...] = ()
+        tokens: tuple[int, ...] = ()
+        if step or close:
+            if len(tag) == 1:
+                tokens = tag
+            else:
+                stop = (self.chat.decode(tag),)
+        if step:
+            if self._separators is None:
+                stop = (*stop, self.steps.separator)
+            else:
+                tokens = (*tokens, *self._separators)
+        return SamplingParams(most, d.temperature, d.top_p, d.top_k, stop, tokens, seed)
+
+    def _free(self, answer: bool = False) -> int:
+        """Tokens that a new request may have; an answer may use what is kept back for one."""
+        kept = 0 if self.leaves or answer else self.budget.answer_tokens
+        return self.budget.tokens_left - self._reserved - kept
+
+    async def _ask(
+        self, node: Node, params: SamplingParams, n: int, answer: bool = False
+    ) -> list[tuple[Completion, int]]:
+        """(completion, tokens that it was granted) of up to n requests; empty when nothing can be had."""
+        out: list[tuple[Completion, int]] = []
+        while n > 0 and not node.dead:
+            if len(self.nodes) + n > self.max_nodes:
+                self.trace.exhausted = True
+                self.lose(f"the tree has reached its limit of {self.max_nodes} nodes")
+                break
+            many, most = await self._reserve(n, params.max_tokens, answer)
+            if many == 0:
+                self.trace.exhausted = True
+                break
+            asked = replace(params, max_tokens=most, seed=derive_seed(params.seed, len(out)) if out else params.seed)
+            try:
+                got = await self._sample(node, asked, many)
+            finally:
+                self._reserved -= many * most
+                self._freed.set()
+                self._freed = asyncio.Event()
+            out += [(completion, most) for completion in got]
+            n -= many
+        return out
+
+    async def _reserve(self, n: int, most: int, answer: bool) -> tuple[int, int]:
+        """(requests, tokens for each) that may start now: as many whole ones as fit, else, once nothing else runs,
+        one with what is left."""
+        while True:
+            free = self._free(answer)
+            if free >= most:
+                granted = min(n, free // most), most
+                break
+            if self._reserved == 0:
+                granted = (1, free) if free > 0 else (0, 0)
+                break
+            await self._freed.wait()
+        self._reserved += granted[0] * granted[1]
+        return granted
+
+    async def _sample(self, node: Node, params: SamplingParams, n: int) -> list[Completion]:
+        try:
+            got = await self.sampler.sample(node.tokens, params, n)
+        except SamplerLost as gone:
+            self.lose(f"the sampler was lost: {gone}")
+        except UserError as refused:
+            if node is self.root:
+                raise  # the question itself cannot be asked
+            self.lose(f"a path could not go on: {refused}")
+        except (MemoryError, RuntimeError) as problem:
+            if not isinstance(problem, MemoryError) and type(problem).__name__ != "OutOfMemoryError":
+                raise
+            self.lose("a path could not go on: the sampler is out of memory")
+        else:
+            for completion in got:
+                self.charge(completion.cost)
+            return got
+        node.dead = True
+        return []
+
+    def _add(self, parent: Node, i: int, completion: Completion, cut: bool) -> Node:
+        """A step of thought as the i-th child of this round; `cut`: the budget allowed less than a whole one."""
+        child = self._grow(parent, (i,), completion, 0, len(completion.tokens))
+        whole = min(self.steps.max_tokens, self.budget.think_tokens - parent.thought)
+        if self._settle(child, completion, cut, whole) and whole == self.steps.max_tokens:
+            self.lose(f"a step did not end within {whole} tokens and was cut there")
+        return child
+
+    def _add_steps(self, parent: Node, i: int, completion: Completion, cut: bool) -> Node:
+        """A thought that was sampled in one go, as one node for each step; returns the last."""
+        node, start = parent, 0
+        for end in self._step_ends(completion.tokens):
+            node, start = self._grow(node, (i,) if node is parent else (0,), completion, start, end), end
+        self._settle(node, completion, cut, self.budget.think_tokens - parent.thought)
+        return node
+
+    def _settle(self, node: Node, completion: Completion, cut: bool, whole: int) -> bool:
+        """What state the end of a completion leaves its node in; whether it ran into its limit of `whole` tokens."""
+        if completion.stop is StopReason.STOP:
+            if completion.tokens[-1] in self.chat.end_ids:
+                node.dead = True  # ended its turn while thinking
+            elif self._ends_thought(node):
+                node.closed = True
+            return False
+        if cut:
+            self.trace.exhausted = True
+            return False
+        if len(completion.tokens) < whole:
+            node.dead = True
+            self.lose("a path reached the end of the model's context")
+            return False
+        return True
+
+    def _step_ends(self, tokens: Sequence[int]) -> list[int]:
+        """Where each step of a thought ends: behind a separator, and at its end."""
+        if self._separators is not None:
+            ends = [i + 1 for i, token in enumerate(tokens) if token in self._separators]
+        else:
+            ends, stream, text = [], self.chat.stream(), ""
+            for i, token in enumerate(tokens):
+                text += stream.push(token)
+                if self.steps.separator in text:
+                    text = text.rpartition(self.steps.separator)[2]
+                    ends.append(i + 1)
+        return ends if ends and ends[-1] == len(tokens) else [*ends, len(tokens)]
+
+    def _grow(self, parent: Node, place: tuple[int, ...], completion: Completion, start: int, end: int) -> Node:
+        tokens, logprobs = completion.tokens[start:end], completion.logprobs[start:end]
+        last = end == len(completion.tokens)
+        self.trace.spans.append(
+            Span(
+                SpanKind.SAMPLED,
+                tokens,
+                parent.span,
+                logprobs,
+                completion.policy_version,
+                completion.temperature,
+                completion.stop if last else StopReason.STOP,
+                completion.kept[start:end] if completion.kept is not None else None,
+            )
+        )
+        order = (*parent.order, parent.extended, *place)
+        child = Node(len(self.trace.spans) - 1, (*parent.tokens, *tokens), parent, order, depth=parent.depth + 1)
+        child.thought = parent.thought + (0 if parent.closed else len(tokens))
+        child.logprob, child.sampled = parent.logprob + math.fsum(logprobs), parent.sampled + len(tokens)
+        child.closed = parent.closed
+        parent.children.append(child)
+        self.nodes.append(child)
+        return child
+
+    def _ends_thought(self, node: Node) -> bool:
+        tag = self.chat.think_close
+        if node.tokens[-len(tag) :] == tuple(tag):
+            return True
+        # A tag that is spelled out may share its last token with what follows.
+        return len(tag) > 1 and self.chat.decode(tag) in self.chat.decode(self.trace.spans[node.span].tokens[-24:])
+
+    def _close(self, node: Node) -> Node:
+        tag = tuple(self.chat.think_close)
+        for child in node.children:
+            if child.forced and child.closed:
+                return child
+        return self.insert(node, tag, closed=True)
+
+    def _complete(self, node: Node, answer: str) -> None:
+        """Makes a leaf of it. An empty answer is no answer: the path is dead."""
+        if answer:
+            node.answer = answer
+            self.leaves.append(node)
+        else:
+            node.dead = True
+
+    def _set_score(self, node: Node, value: float) -> None:
+        node.score = value
+        self.trace.spans[node.span].score = value
+
+
+@functools.lru_cache(maxsize=16)
+def separator_tokens(chat: Chat, separator: str) -> tuple[int, ...] | None:
+    """The tokens that end a step, where that can be said of tokens alone: each one whose text has the separator in it.
+
+    None where a separator of several characters may be spelled out of several tokens, or too many tokens have it.
+    """
+    if len(separator) != 1:
+        return None
+    found = tuple(i for i in range(chat.vocab_size) if separator in chat.decode([i]))
+    return found if 0 < len(found) <= 16 else None
