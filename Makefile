@@ -2,6 +2,7 @@
 # make test    run the tests            make test-fast  the same without the slow ones
 # make lint    ruff and pyright         make bench      compare speed with transformers and TRL
 # make docs    rewrite the generated tables of README.md and docs/       make clean
+# make serve-env  an environment with `transformers serve`, for the endpoint's slow test and benchmark
 #
 # PYTHON=python3.12  the interpreter that the environment is built with
 # VENV=DIR           where the environment lives
@@ -13,6 +14,7 @@
 PYTHON ?= python3
 VENV ?= .venv
 BENCH_VENV ?= .venv-bench
+SERVE_VENV ?= .venv-serve
 PIP_ARGS ?=
 DEMO_ARGS ?=
 BENCH_ARGS ?=
@@ -27,7 +29,7 @@ PINS := $(wildcard constraints/cpu-$(PYTAG).txt)
 PIP_INSTALL = -m pip install --quiet --disable-pip-version-check $(PIP_ARGS) $(if $(PINS),--constraint $(PINS))
 INPUTS := pyproject.toml $(wildcard constraints/*.txt)
 
-.PHONY: demo test test-fast lint bench docs clean
+.PHONY: demo test test-fast lint bench docs clean serve-env
 .DEFAULT_GOAL := help
 .PHONY: help
 help:
@@ -52,11 +54,13 @@ bench: $(BENCH_VENV)/.mull-bench
 	$(BENCH_VENV)/bin/mull bench rollout $(BENCH_ARGS)
 	$(BENCH_VENV)/bin/mull bench rl-step $(BENCH_ARGS)
 
+serve-env: $(SERVE_VENV)/.mull-serve
+
 docs: $(VENV)/.mull-core
 	$(BIN)/python -m mull.evals.tables README.md docs
 
 clean:
-	rm -rf $(VENV) $(BENCH_VENV) build dist .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(BENCH_VENV) $(SERVE_VENV) build dist .pytest_cache .ruff_cache .hypothesis
 	find src tests benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # A stamp says that its set of packages went in after the last change of pyproject.toml and the constraints.
@@ -78,6 +82,14 @@ $(BENCH_VENV)/.mull-bench: $(INPUTS) benchmarks/requirements.txt
 	@echo "mull: installing mull and the peers that it is compared with into $(BENCH_VENV)"
 	@$(BENCH_VENV)/bin/python $(PIP_INSTALL) 'torch>=2.11,<=2.13.0' && \
 	  $(BENCH_VENV)/bin/python $(PIP_INSTALL) --requirement benchmarks/requirements.txt --editable . || { echo "mull: the installation failed; see pip's message above" >&2; exit 1; }
+	@touch $@
+
+# A server of somebody else's, so nothing of mull is in it.
+$(SERVE_VENV)/.mull-serve: $(INPUTS)
+	$(call environment,$(SERVE_VENV))
+	@echo "mull: installing transformers serve into $(SERVE_VENV)"
+	@$(SERVE_VENV)/bin/python $(PIP_INSTALL) 'torch>=2.11,<=2.13.0' && \
+	  $(SERVE_VENV)/bin/python $(PIP_INSTALL) 'torch>=2.11,<=2.13.0' 'transformers[serving]>=5.17' || { echo "mull: the installation failed; see pip's message above" >&2; exit 1; }
 	@touch $@
 
 # Makes the environment $(1) when it is absent, or when its interpreter has gone or has no pip.

@@ -14,6 +14,8 @@ from __future__ import annotations
 import asyncio
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 import torch
@@ -30,9 +32,19 @@ from mull.errors import StopReason, UserError
 from mull.models.transformer import Transformer
 from mull.types import Completion, Cost, SamplingParams
 
+_NO_SAMPLING = SamplingParams(max_tokens=1)  # stands in a reading's slot; nothing looks at it
+
 # Turns of the event loop at the start and after answers, so that strategies, and what waits for those, can ask for more
 # before the next step: a task that awaited a sample needs one turn, each `gather` around it two more.
 _TURNS = 6
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """Final hidden states of a sequence (after the last norm) at the P positions that were asked for, on the CPU."""
+
+    hidden_PE: torch.Tensor  # float32
+    cost: Cost  # `scorer_tokens` equals `prefill_tokens`: what was really read
 
 
 class LocalEngine:
@@ -102,10 +114,27 @@ class LocalEngine:
         prefix = self._checked(prefix_tokens, params, n)
         if n == 0:
             return []
-        self._belong_to(asyncio.get_running_loop())
-        call = self._submit(prefix, params, n)
+        return await self._answer(self._samples(prefix, params, n))
+
+    async def read(self, tokens: Sequence[int], positions: Sequence[int]) -> Reading:
+        """Hidden states of `tokens` at ascending `positions`; what follows the last position is not read.
+
+        Shares steps, pages and cached prefixes with everything else: what lies before `positions[0]` may come from the
+        cache, so that extending a sequence that was read or sampled costs the new tokens alone. No logits are
+        computed. Cancelling withdraws it. UserError as from `sample`, and for positions outside `tokens`.
+        """
+        sequence, wanted = self._checked_reading(tokens, positions)
+        request = self._reading(sequence, wanted)
+        [cost] = await self._answer([request])
+        return Reading(torch.cat(request.hidden), cost)
+
+    async def _answer(self, requests: list[Request]) -> list:
+        """Queues the requests of one call and waits for their results."""
+        call, loop = requests[0].call, asyncio.get_running_loop()
+        self._belong_to(loop)
+        self.schedule.waiting.extend(requests)
         if self._runner is None or self._runner.done():
-            self._runner = asyncio.get_running_loop().create_task(self._run())
+            self._runner = loop.create_task(self._run())
         try:
             return await call.future
         except BaseException:
@@ -121,7 +150,7 @@ class LocalEngine:
         self.pool.forget()
 
     def _checked(self, prefix_tokens: Sequence[int], params: SamplingParams, n: int) -> np.ndarray:
-        room, vocabulary, given = self.config.max_positions, self.config.vocab_size, len(params.forced)
+        room, given = self.config.max_positions, len(params.forced)
         if n < 0:
             raise UserError(f"n={n} samples were asked for: ask for at least one")
         if not len(prefix_tokens):
@@ -139,28 +168,57 @@ class LocalEngine:
             raise UserError(f"top_k={params.top_k} must be 0 (no limit) or more")
         if "" in params.stop:
             raise UserError("a stop string is empty: it would end everything at once")
-        pages = pages_for(min(room, len(prefix_tokens) + params.max_tokens) - 1)
+        asked = f"{len(prefix_tokens)} prompt tokens and max_tokens={params.max_tokens} need"
+        self._check_room(min(room, len(prefix_tokens) + params.max_tokens) - 1, asked, "lower max_tokens")
+        self._check_ids("forced text", params.forced)
+        return self._check_ids("prompt", prefix_tokens)
+
+    def _checked_reading(self, tokens: Sequence[int], positions: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
+        """What is to be read, up to the last position; and the positions."""
+        wanted = np.asarray(positions, dtype=np.int64)
+        if not len(tokens):
+            raise UserError("there is nothing to read: give at least one token")
+        if not len(wanted) or wanted[0] < 0 or wanted[-1] >= len(tokens) or (np.diff(wanted) <= 0).any():
+            raise UserError(
+                f"positions to read at must ascend from 0 to {len(tokens) - 1} at most, and these do not: {positions}"
+            )
+        n = int(wanted[-1]) + 1
+        if n > self.config.max_positions:
+            raise UserError(
+                f"{n} tokens were to be read and the model's context is {self.config.max_positions}: shorten them"
+            )
+        self._check_room(n, f"{n} tokens to read need", "shorten them")
+        return self._check_ids("text to read", tokens[:n]), wanted
+
+    def _check_room(self, tokens: int, asked: str, remedy: str) -> None:
+        pages = pages_for(tokens)
         if pages > self.pool.num_pages:
             raise UserError(
-                f"{len(prefix_tokens)} prompt tokens and max_tokens={params.max_tokens} need {pages} memory pages and"
-                f" the engine has {self.pool.num_pages}: lower max_tokens or give the engine more memory"
+                f"{asked} {pages} memory pages and the engine has {self.pool.num_pages}: {remedy} or give the engine"
+                " more memory"
             )
-        for name, ids in (("prompt", prefix_tokens), ("forced text", params.forced)):
-            if len(ids) and not 0 <= min(ids) <= max(ids) < vocabulary:
-                raise UserError(f"the {name} has token ids outside the model's vocabulary of {vocabulary}")
-        return np.asarray(prefix_tokens, dtype=np.int32)
 
-    def _submit(self, prefix: np.ndarray, params: SamplingParams, n: int) -> Call:
+    def _check_ids(self, name: str, ids: Sequence[int]) -> np.ndarray:
+        if len(ids) and not 0 <= min(ids) <= max(ids) < self.config.vocab_size:
+            raise UserError(f"the {name} has token ids outside the model's vocabulary of {self.config.vocab_size}")
+        return np.asarray(ids, dtype=np.int32)
+
+    def _samples(self, prefix: np.ndarray, params: SamplingParams, n: int) -> list[Request]:
         limit = min(self.config.max_positions, len(prefix) + params.max_tokens)
         call = Call(prefix, asyncio.get_running_loop().create_future(), limit, [None] * n)
         known = np.r_[prefix, np.asarray(params.forced, np.int32)]
+        requests: list[Request] = []
         for i in range(n):
             request = Request(call, i, params.with_seed(derive_seed(params.seed, i)), known, len(prefix))
             if params.stop:
                 request.decoder = self.chat.stream()
                 request.tail = "".join(map(request.decoder.push, params.forced))
-            self.schedule.waiting.append(request)
-        return call
+            requests.append(request)
+        return requests
+
+    def _reading(self, sequence: np.ndarray, positions: np.ndarray) -> Request:
+        call = Call(sequence, asyncio.get_running_loop().create_future(), len(sequence) + 1, [None])
+        return Request(call, 0, _NO_SAMPLING, sequence, int(positions[0]) + 1, positions)
 
     def _belong_to(self, loop: asyncio.AbstractEventLoop) -> None:
         """Takes leave of an event loop that has ended, with whatever it left unfinished."""
@@ -184,11 +242,11 @@ class LocalEngine:
                 if not self.schedule.busy:
                     return
                 turns = 1
-                for request, completion in self._step():
+                for request, result in self._step():
                     call = request.call
-                    call.results[request.index] = completion
-                    if not call.future.done() and all(call.results):
-                        call.future.set_result([c for c in call.results if c is not None])
+                    call.results[request.index] = result
+                    if not call.future.done() and None not in call.results:
+                        call.future.set_result(call.results)
                         turns = _TURNS
         except BaseException as error:
             if self._runner is asyncio.current_task():
@@ -211,7 +269,8 @@ class LocalEngine:
     # ---------------------------------------------------------------------------------------------- one step
 
     @torch.inference_mode()
-    def _step(self) -> list[tuple[Request, Completion]]:
+    def _step(self) -> list[tuple[Request, Completion | Cost]]:
+        """Computes a step; returns the requests that end with it and their results (a reading's is its cost)."""
         s = self.schedule
         self._notice_weights()
         s.admit()
@@ -223,9 +282,16 @@ class LocalEngine:
         s.advance()
 
         # Logits are needed where the next token is to be sampled, or is forced and wants its log-probability.
-        scored = np.flatnonzero(rows.position_N >= s.wanted_from[rows.slot_N])
+        outputs = rows.position_N >= s.wanted_from[rows.slot_N]
+        read: list[tuple[Request, Completion | Cost]] = []
+        if s.reads.any():
+            reads = s.reads[rows.slot_N]
+            wanted = np.flatnonzero(outputs & reads & s.wanted[rows.slot_N, rows.position_N])
+            read += self._hand_out(hidden_NE, rows, wanted)
+            outputs &= ~reads
+        scored = np.flatnonzero(outputs)
         if not len(scored):
-            return []
+            return read
         slot_R, position_R = rows.slot_N[scored], rows.position_N[scored]
         logits_RV = self.model.logits(_take(hidden_NE, scored))
         fresh_R = position_R + 1 == s.length[slot_R]
@@ -235,7 +301,21 @@ class LocalEngine:
         finished = self._sample(_take(logits_RV, fresh), slot_R[fresh], position_R[fresh]) if len(fresh) else []
         # A request whose forced tokens fill its limit ends without sampling anything.
         full = (s.length[slot_R] == s.limit[slot_R]) & (position_R == s.limit[slot_R] - 2) & ~fresh_R
-        return finished + [s.finish(slot, StopReason.LENGTH) for slot in slot_R[full].tolist()]
+        return read + finished + [s.finish(slot, StopReason.LENGTH) for slot in slot_R[full].tolist()]
+
+    def _hand_out(
+        self, hidden_NE: torch.Tensor, rows: Rows, wanted: np.ndarray
+    ) -> list[tuple[Request, Completion | Cost]]:
+        """Gives readings their rows of this step; returns those that have them all."""
+        s, slot_R, done = self.schedule, rows.slot_N[wanted], []
+        found_RE = _take(hidden_NE, wanted).float().cpu()
+        borders = [0, *(np.flatnonzero(slot_R[1:] != slot_R[:-1]) + 1).tolist(), len(wanted)]
+        for start, end in pairwise(borders if len(wanted) else []):
+            slot = int(slot_R[start])
+            s.request(slot).hidden.append(found_RE[start:end])
+            if s.computed[slot] == s.length[slot]:
+                done.append(s.finish_reading(slot))
+        return done
 
     @torch.inference_mode()
     def _forward(self, rows: Rows) -> torch.Tensor:

@@ -1,5 +1,8 @@
 """Who computes what in the next step: slots, pages and queues of the local engine. numpy only.
 
+A request either samples (its prefix and forced tokens are read, then tokens are drawn) or reads: hidden states at
+some positions are all it wants.
+
 Memory is bounded by the page pool. A request waits until there is room for what it knows; if running sequences outgrow
 the pool, the youngest one returns to the head of the queue with what it has (its randomness depends on its seed and
 position alone, so its tokens do not change).
@@ -29,12 +32,12 @@ def pages_for(tokens: int) -> int:
 
 @dataclass(eq=False)
 class Call:
-    """One call of `sample`: n requests with one prefix, answered together."""
+    """One call of `sample` or `read`: n requests with one prefix, answered together."""
 
     prefix: np.ndarray  # int32
-    future: asyncio.Future[list[Completion]]
-    limit: int  # total tokens at which its requests end
-    results: list[Completion | None]
+    future: asyncio.Future[list]
+    limit: int  # total tokens at which its requests end; a reading's length plus one, as it reads its last token, too
+    results: list  # a Completion, or a reading's Cost, per request; None until it has ended
     digests: list[bytes] = field(default_factory=list)  # of the prefix's full pages, under `version`
     version: int = -1
 
@@ -51,6 +54,8 @@ class Request:
     params: SamplingParams  # with the seed of this request
     tokens: np.ndarray  # all that is known when it enters a slot: prefix, forced, and what preemption left
     scored: int  # how many tokens need no (more) log-probability: the prefix, and what preemption left
+    positions: np.ndarray | None = None  # ascending: where a reading wants hidden states
+    hidden: list = field(default_factory=list)  # those found so far, float32 [some, E] each
     started: bool = False
     logprobs: np.ndarray | None = None  # of `tokens`, after a preemption
     kept: list[np.ndarray | None] = field(default_factory=list)
@@ -66,7 +71,7 @@ class Request:
 
     @property
     def sharable(self) -> int:
-        """Full pages that it may take from the cache: the last scored token must be computed, for its logits."""
+        """Full pages that it may take from the cache: the last scored token must be computed, for its output."""
         return (self.scored - 1) // PAGE
 
     def next_digest(self) -> bytes | None:
@@ -93,7 +98,7 @@ class Schedule:
         self.length = np.zeros(s, np.int32)
         self.computed = np.zeros(s, np.int32)
         self.prefix = np.zeros(s, np.int32)  # tokens of the prefix; forced and sampled ones follow
-        self.wanted_from = np.zeros(s, np.int32)  # the first position whose logits are wanted
+        self.wanted_from = np.zeros(s, np.int32)  # the first position whose logits or hidden state is wanted
         self.limit = np.zeros(s, np.int32)
         self.seed = np.zeros(s, np.uint64)
         self.temperature = np.ones(s, np.float32)
@@ -101,6 +106,8 @@ class Schedule:
         self.top_k = np.zeros(s, np.int32)
         self.stop_tokens = np.full((s, 2), -1, np.int32)
         self.watched = np.zeros(s, bool)  # has stop strings
+        self.reads = np.zeros(s, bool)  # wants hidden states, no tokens
+        self.wanted = np.zeros((s, t), bool)  # of those slots: at which positions
         self.preemptions = 0
         self.spent = Cost()  # of all requests that have left, withdrawn ones included
         self._taking: tuple[np.ndarray, np.ndarray] = (np.zeros(0, np.int32), np.zeros(0, np.int32))
@@ -237,6 +244,10 @@ class Schedule:
         self.stop_tokens[slot] = -1
         self.stop_tokens[slot, : len(p.stop_tokens)] = p.stop_tokens
         self.watched[slot] = bool(p.stop)
+        self.reads[slot] = request.positions is not None
+        if request.positions is not None:
+            self.wanted[slot] = False
+            self.wanted[slot, request.positions] = True
 
     def _leave(self, slot: int) -> Request:
         request, computed = self.request(slot), int(self.computed[slot])
@@ -254,7 +265,7 @@ class Schedule:
         request = self._leave(slot)
         request.tokens = self.tokens[slot, :length].copy()
         request.logprobs = self.logprobs[slot, :length].copy()
-        # The logits of position i score token i + 1.
+        # The logits of position i score token i + 1; a reading has the hidden states of what it computed.
         request.scored = max(request.scored, min(length, computed + 1))
         self.waiting.appendleft(request)
         self.preemptions += 1
@@ -280,6 +291,12 @@ class Schedule:
             cost=cost,
         )
 
+    def finish_reading(self, slot: int) -> tuple[Request, Cost]:
+        request = self._leave(slot)
+        cost = self._cost(request, int(self.length[slot]), int(self.computed[slot]))
+        self.spent = self.spent + cost
+        return request, cost
+
     def withdraw(self, call: Call | None = None) -> None:
         """Drops the requests of `call`, or all; their slots and pages are free at once."""
         for slot in [s for s in self.order if call is None or self.request(s).call is call]:
@@ -299,11 +316,13 @@ class Schedule:
         was given.
         """
         prefix, given = len(request.call.prefix), len(request.call.prefix) + len(request.params.forced)
-        # Every position that predicts a forced or sampled token had its logits computed.
-        scored = max(request.scored, min(length, reached + 1)) - prefix
+        # Every position that predicts a forced or sampled token had its logits computed; a reading has none of either.
+        scored = 0 if request.positions is not None else max(request.scored, min(length, reached + 1)) - prefix
+        prefill = max(0, min(given, reached) - request.cached)
         return Cost(
             sampled_tokens=length - given,
-            prefill_tokens=max(0, min(given, reached) - request.cached),
+            prefill_tokens=prefill,
             cached_tokens=request.cached,
+            scorer_tokens=0 if request.positions is None else prefill,
             flops=forward_flops(self.config, request.computed, request.context, scored),
         )

@@ -1,26 +1,15 @@
-"""The run report: one self-contained HTML file, a pure function of one `ReportData` dict. No network.
-
-Thoughts and answers are a model's output, so they are hostile until escaped. They enter the page twice over guarded:
-as JSON in which no `<` survives, which the page's script shows as text nodes only; and under a content security
-policy that runs the page's three scripts by their hashes and nothing else.
-"""
+"""The run report: one self-contained HTML file, a pure function of one `ReportData` dict. No network; see `page`."""
 
 from __future__ import annotations
 
-import base64
-import hashlib
-import html
-import json
 import math
 import os
-import re
 from collections.abc import Iterable, Sequence
-from functools import cache
-from importlib.resources import files
 from pathlib import Path
 from typing import Any, cast
 
 from mull.errors import UserError
+from mull.evals.page import asset, fill, finite, table, text, write_page
 from mull.evals.report_data import (
     Interval,
     ReportData,
@@ -31,19 +20,11 @@ from mull.evals.report_data import (
     percent,
     power,
 )
-from mull.files import write_whole
-
-_SLOT = re.compile(r"\{\{(\w+)\}\}")
-_JSON_ESCAPES = {ord(c): f"\\u{ord(c):04x}" for c in "<>&\u2028\u2029"}
 
 
 def write_report(data: ReportData, path: str | os.PathLike[str]) -> Path:
     """Renders `data` into the file `path`, in one piece."""
-    page = render(data).encode()
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_whole(path, page)
-    return path
+    return write_page(render(data), path)
 
 
 def render(data: ReportData) -> str:
@@ -51,14 +32,11 @@ def render(data: ReportData) -> str:
     missing = [key for key in ReportData.__annotations__ if key not in data]
     if missing:
         raise UserError(f"the report's data lack {', '.join(missing)}; write them again with this version of mull")
-    data = cast(ReportData, _finite(data))
-    scripts = {"d3": _asset("d3.min.js"), "plot": _asset("plot.umd.min.js"), "js": _asset("report.js")}
+    data = cast(ReportData, finite(data))
     slots = {
-        **scripts,
-        "css": _asset("report.css"),
-        "script_hashes": " ".join(map(_csp_hash, scripts.values())),
-        "title": _text(data["title"]),
-        "headline": _text(headline(data)),
+        "css": asset("report.css"),
+        "title": text(data["title"]),
+        "headline": text(headline(data)),
         "tiles": _tiles(data),
         "train_note": _train_note(data),
         "train_table": _curve_table((_train_name(c), c["points"]) for c in data["train"]),
@@ -66,38 +44,10 @@ def render(data: ReportData) -> str:
         "length_table": _length_table(data),
         "behaviour_table": _behaviour_table(data),
         "ledger_table": _ledger_table(data),
-        "command": _text(data["command"]),
+        "command": text(data["command"]),
         "facts": _facts(data),
-        "data": json.dumps(data, ensure_ascii=False, allow_nan=False).translate(_JSON_ESCAPES),
     }
-    # one pass, so that nothing inside a slot is taken for a slot
-    return _SLOT.sub(lambda found: slots[found[1]], _asset("report.html"))
-
-
-@cache
-def _asset(name: str) -> str:
-    return files("mull.evals").joinpath("assets", name).read_text(encoding="utf-8")
-
-
-def _csp_hash(script: str) -> str:
-    return f"'sha256-{base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()}'"
-
-
-def _finite(value: Any) -> Any:
-    """`value` with NaN and infinities as None, which JSON and the page know; lone surrogates cannot be encoded."""
-    if isinstance(value, dict):
-        return {_finite(k): _finite(v) for k, v in value.items()}
-    if isinstance(value, list | tuple):
-        return [_finite(v) for v in value]
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    if isinstance(value, str):
-        return value.encode("utf-8", "replace").decode("utf-8")
-    return value
-
-
-def _text(value: object) -> str:
-    return html.escape(str(value), quote=True)
+    return fill("report.html", ["page.js", "report.js"], data, slots)
 
 
 # ------------------------------------------------------------------------------------------------ pieces
@@ -119,7 +69,7 @@ def _tiles(data: ReportData) -> str:
             note = f"{drawn[-1]['label']}, {times:,.0f} times the compute" if math.isfinite(times) else ""
             tiles.append(("Voting adds", _amount(rise, "points"), note, ""))
     return "".join(
-        f'<div class="tile {kind}"><dt>{_text(name)}</dt><dd>{_text(value)}<small>{_text(note)}</small></dd></div>'
+        f'<div class="tile {kind}"><dt>{text(name)}</dt><dd>{text(value)}<small>{text(note)}</small></dd></div>'
         for name, value, note, kind in tiles
     )
 
@@ -155,33 +105,13 @@ def _test_name(curve: TestCurve) -> str:
     return f"{task}, {curve['model']}, {method}"
 
 
-def _table(head: Sequence[str], rows: Iterable[Sequence[str]], caption: str, foot: bool = False) -> str:
-    """A table of ready-made cells: names, then numbers. A row of one cell is a heading; `foot`: the last is a sum."""
-
-    def row(cells: Sequence[str], tag: str = "td", scope: str = "") -> str:
-        if len(cells) == 1:
-            return f'<tr class="heading"><th scope="rowgroup" colspan="{len(head)}">{cells[0]}</th></tr>'
-        rest = "".join(f'<{tag}{scope} class="num">{cell}</{tag}>' for cell in cells[1:])
-        first = scope or ' scope="row"'
-        return f"<tr><th{first}>{cells[0]}</th>{rest}</tr>"
-
-    body = [row(cells) for cells in rows]
-    tail = f"<tfoot>{body.pop()}</tfoot>" if foot and body else ""
-    columns = row(head, "th", ' scope="col"')
-    return (
-        f'<div class="scroll" tabindex="0" role="group" aria-label="{_text(caption)}"><table>'
-        f'<caption class="sr-only">{_text(caption)}</caption><thead>{columns}</thead>'
-        f"<tbody>{''.join(body)}</tbody>{tail}</table></div>"
-    )
-
-
 def _curve_table(curves: Iterable[tuple[str, Sequence[Any]]]) -> str:
     rows: list[Sequence[str]] = []
     for name, points in curves:
-        rows.append((_text(name),))
+        rows.append((text(name),))
         rows += [
             (
-                _text(p["label"]),
+                text(p["label"]),
                 power(p["flops"]),
                 power(p["tokens"]),
                 percent(p["accuracy"]),
@@ -190,7 +120,7 @@ def _curve_table(curves: Iterable[tuple[str, Sequence[Any]]]) -> str:
             )
             for p in points
         ]
-    return _table(("point", "FLOPs", "tokens", "accuracy", "95% interval", "n"), rows, "Every point of the chart")
+    return table(("point", "FLOPs", "tokens", "accuracy", "95% interval", "n"), rows, "Every point of the chart")
 
 
 def _length_table(data: ReportData) -> str:
@@ -202,7 +132,7 @@ def _length_table(data: ReportData) -> str:
             mean = sum(ordered) / len(ordered)
             rows.append((name, f"{mean:,.1f}", *(f"{c:,}" for c in cuts), f"{ordered[-1]:,}", f"{len(ordered):,}"))
     head = ("tokens", "mean", "10%", "median", "90%", "max", "n")
-    return _table(head, rows, "Tokens per thought")
+    return table(head, rows, "Tokens per thought")
 
 
 def _behaviour_table(data: ReportData) -> str:
@@ -210,10 +140,10 @@ def _behaviour_table(data: ReportData) -> str:
         if interval["mean"] is None:
             return "–"
         span, n = _range(interval, unit).split(", ")
-        return f"{_text(_amount(interval['mean'], unit))}<small>{_text(span)} <span>{_text(n)}</span></small>"
+        return f"{text(_amount(interval['mean'], unit))}<small>{text(span)} <span>{text(n)}</span></small>"
 
-    rows = [(_text(r["name"]), cell(r["before"], r["unit"]), cell(r["after"], r["unit"])) for r in data["behaviours"]]
-    return _table(("", "before", "after"), rows, "Behaviours before and after training, with 95% intervals")
+    rows = [(text(r["name"]), cell(r["before"], r["unit"]), cell(r["after"], r["unit"])) for r in data["behaviours"]]
+    return table(("", "before", "after"), rows, "Behaviours before and after training, with 95% intervals")
 
 
 def _ledger_table(data: ReportData) -> str:
@@ -222,7 +152,7 @@ def _ledger_table(data: ReportData) -> str:
     total = {key: sum(p[key] for p in phases) for key in (*counts, "flops", "seconds")}
     rows = [
         (
-            _text(p["phase"]),
+            text(p["phase"]),
             *(f"{p[key]:,}" for key in counts),
             power(p["flops"]),
             f"{p['seconds']:,.1f}",
@@ -230,7 +160,7 @@ def _ledger_table(data: ReportData) -> str:
         for p in [*phases, {"phase": "all", **total}]
     ]
     head = ("phase", "sampled", "prefilled", "from cache", "trained on", "FLOPs", "seconds")
-    return _table(head, rows, "Tokens, FLOPs and seconds by phase", foot=True)
+    return table(head, rows, "Tokens, FLOPs and seconds by phase", foot=True)
 
 
 def _facts(data: ReportData) -> str:
@@ -242,4 +172,4 @@ def _facts(data: ReportData) -> str:
         ("Versions", ", ".join(f"{name} {version}" for name, version in data["versions"].items())),
         ("Date", data["date"]),
     ]
-    return "".join(f"<div><dt>{_text(name)}</dt><dd>{_text(value)}</dd></div>" for name, value in facts)
+    return "".join(f"<div><dt>{text(name)}</dt><dd>{text(value)}</dd></div>" for name, value in facts)
