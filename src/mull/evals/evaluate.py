@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 
@@ -14,7 +15,7 @@ from mull.evals.curves import Graded
 from mull.evals.grade import grade
 from mull.evals.metrics import Estimate, pass_at_1
 from mull.ledger import Budget
-from mull.search.sample import ON_POLICY, Decoding, sample
+from mull.search.sample import ON_POLICY, Decoding, sample, together
 from mull.tasks.base import Checked, Split
 from mull.types import Cost, Problem, SpanKind, Trace
 
@@ -48,6 +49,21 @@ class Evaluation:
     @property
     def cost(self) -> Cost:
         return sum((trace.cost for trace in self.traces), Cost())
+
+    @property
+    def exhausted(self) -> int:
+        """Questions whose budget ran out before the strategy was done."""
+        return sum(trace.exhausted for trace in self.traces)
+
+    @property
+    def lost(self) -> Counter[str]:
+        """What failed on the way, and on how many questions."""
+        return Counter(what for trace in self.traces for what in set(trace.lost))
+
+    @property
+    def chosen(self) -> Estimate:
+        """Accuracy of the strategy's own choice."""
+        return pass_at_1([[trace.verdict.correct if trace.verdict else None] for trace in self.traces])
 
     @property
     def pools(self) -> list[list[Graded]]:
@@ -94,23 +110,27 @@ async def evaluate(
     decoding: Decoding = ON_POLICY,
     seed: int = 0,
     on_done: Callable[[int], None] | None = None,
+    at_once: int | None = None,
 ) -> Evaluation:
     """Runs `strategy` on every problem at once (the sampler does the batching) and grades what comes back.
 
-    Each problem gets a budget of its own, a copy of `budget`, and a seed from (`seed`, its place in the list).
+    Each problem gets a budget of its own, a copy of `budget`, and a seed from (`seed`, its place in the list). With
+    `at_once` no more problems than that are under way at any time. When one fails, none of the others is left running.
     """
     done = 0
+    entrance = asyncio.Semaphore(at_once or len(held) or 1)
 
     async def one(i: int, h: Held) -> Trace:
         nonlocal done
         own = Budget(budget.tokens, budget.think_tokens, budget.answer_tokens, budget.samples)
-        trace = await strategy(h.problem.question, sampler, chat, own, decoding=decoding, seed=derive_seed(seed, i))
+        async with entrance:
+            trace = await strategy(h.problem.question, sampler, chat, own, decoding=decoding, seed=derive_seed(seed, i))
         done += 1
         if on_done:
             on_done(done)
         return grade(h.task, h.problem, trace)
 
-    return Evaluation(list(held), list(await asyncio.gather(*(one(i, h) for i, h in enumerate(held)))))
+    return Evaluation(list(held), await together(one(i, h) for i, h in enumerate(held)))
 
 
 def _share(cost: Cost, n: int) -> Cost:
