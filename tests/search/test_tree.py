@@ -79,6 +79,21 @@ def test_seeds_belong_to_places_in_the_tree_not_to_arrival():
     assert asyncio.run(grown(1)) == asyncio.run(grown(7))
 
 
+def test_requests_that_run_at_once_from_one_node_have_places_of_their_own():
+    """Places were once taken when answers arrived: nodes of different requests had one place, and then one seed."""
+
+    async def go(yields: int):
+        closed = {"a\n</think>": {"1": 1, "2": 1}, "b\n</think>": {"1": 1, "2": 1}}
+        tree = grow(sampler_of(FORK | closed, yields=yields), Budget(), seed=3)
+        await asyncio.gather(tree.extend(tree.root, 2), tree.extend(tree.root, 2), tree.complete(tree.root))
+        await asyncio.gather(tree.force_answer(tree.nodes[1]), tree.force_answer(tree.nodes[1]))
+        return tree
+
+    tree = asyncio.run(go(1))
+    assert len({node.order for node in tree.nodes}) == len(tree.nodes)
+    assert {n.order: n.tokens for n in tree.nodes} == {n.order: n.tokens for n in asyncio.run(go(9)).nodes}
+
+
 def test_the_think_budget_closes_a_thought_by_force():
     endless = sampler_of({"": {"x\n": 1}, "x\n": {"x\n": 1}, "x\nx\n": {"x\n": 1}, "x\nx\n</think>": {"3": 1}})
 
@@ -213,6 +228,21 @@ def test_scores_are_asked_once_and_charged():
     trace = run(best_of_n, sampler_of(FORK), budget, scorer=scorer, canonical=canonical, aggregate="product")
     assert len(scorer.calls) == 1 and trace.cost.scorer_tokens == budget.spent.scorer_tokens > 0
     assert all(span.score == 0.5 for span in trace.spans if span.kind is SpanKind.SAMPLED)
+
+
+def test_equal_paths_are_read_once_and_share_their_score():
+    scorer = ScriptedScorer(lambda t: 0.25)
+
+    async def go():
+        tree = grow(sampler_of({"": {"a\n": 1}}), Budget(), scorer=scorer)
+        nodes = await tree.extend(tree.root, 3)
+        await tree.score(nodes)
+        tree.rate(nodes[0], 0.5)
+        return tree, nodes
+
+    tree, nodes = asyncio.run(go())
+    assert scorer.calls == [["a\n"]] and [node.score for node in nodes] == [0.5, 0.25, 0.25]
+    assert [span.score for span in tree.trace.spans] == [None, 0.5, 0.25, 0.25]
 
 
 def test_the_node_limit_holds():

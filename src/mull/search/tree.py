@@ -127,9 +127,9 @@ class Tree:
         if node.closed or room <= 0:
             return await self.force_answer(node, n, decoding)
         most = min(self.steps.max_tokens, room)
-        seed = self._seed(node)
+        seed, turn = self._seed(node), node.extended
         asked = await self._ask(node, self._params(most, seed, decoding, step=True), n)
-        return [self._add(node, i, completion, granted < most) for i, (completion, granted) in enumerate(asked)]
+        return [self._add(node, (turn, i), *got, most) for i, got in enumerate(asked)]
 
     async def complete(self, node: Node, n: int = 1, decoding: Decoding | None = None) -> list[Node]:
         """Up to `n` whole continuations of an open node, each to its answer; the nodes of their last steps.
@@ -141,9 +141,9 @@ class Tree:
         room = self.budget.think_tokens - node.thought
         if node.closed or room <= 0:
             return await self.force_answer(node, n, decoding)
-        seed = self._seed(node)
+        seed, turn = self._seed(node), node.extended
         asked = await self._ask(node, self._params(room, seed, decoding, close=True), n)
-        ends = [self._add_steps(node, i, completion, granted < room) for i, (completion, granted) in enumerate(asked)]
+        ends = [self._add_steps(node, (turn, i), *got, room) for i, got in enumerate(asked)]
 
         async def answered(end: Node) -> list[Node]:
             return await self.extend(end, 1, decoding) if end.open else [end]
@@ -154,13 +154,13 @@ class Tree:
         """Up to `n` answers from here; a thought that is still open is closed by force."""
         prefix = node if node.closed else self._close(node)
         most = self.budget.answer_tokens
-        params = self._params(most, self._seed(prefix), decoding)
+        params, turn = self._params(most, self._seed(prefix), decoding), prefix.extended
         grown = []
         for i, (completion, granted) in enumerate(await self._ask(prefix, params, n, answer=True)):
             self.trace.exhausted |= granted < most
-            grown.append(child := self._grow(prefix, (i,), completion, 0, len(completion.tokens)))
+            grown.append(child := self._grow(prefix, (turn, i), completion, 0, len(completion.tokens)))
             self._complete(child, self.chat.split(child.tokens[len(self.root.tokens) :])[1])
-        if prefix is not node and not prefix.children:  # a closing tag behind which nothing could be sampled
+        if prefix in node.children and not prefix.children:  # a closing tag behind which nothing could be sampled
             node.children.remove(prefix)
             self.nodes.remove(prefix)
         node.dead |= prefix.dead
@@ -180,26 +180,40 @@ class Tree:
 
     # ------------------------------------------------------------------------------------------------ judging
 
-    async def score(self, nodes: Sequence[Node], whole_path: bool = False) -> None:
-        """Gives every node a score that has none, and with `whole_path` the steps before it."""
+    async def score(self, nodes: Sequence[Node], whole_path: bool = False) -> bool:
+        """Gives every node a score that has none, and with `whole_path` the steps before it. Of equal
+        paths one is read.
+
+        False where the scorer was lost: the scores are 0 then, and say nothing.
+        """
         if self.scorer is None:
             raise ValueError(f"the strategy {self.trace.strategy} needs a scorer")
         wanted = [step for node in nodes for step in (node.path() if whole_path else [node])]
         todo = [node for node in dict.fromkeys(wanted) if node.score is None]
         if not todo:
-            return
+            return True
+        paths: dict[tuple[int, ...], list[Node]] = {}
+        for node in todo:
+            paths.setdefault(node.tokens, []).append(node)
         try:
-            scores = await self.scorer.score([node.tokens for node in todo])
+            scores = await self.scorer.score(list(paths))
         except SamplerLost as gone:
             self.lose(f"the scorer was lost: {gone}")
             for node in todo:
-                self._set_score(node, 0.0)
-            return
-        for node, score in zip(todo, scores, strict=True):
+                self.rate(node, 0.0)
+            return False
+        for equal, score in zip(paths.values(), scores, strict=True):
             self.charge(score.cost)
             if not math.isfinite(score.value):
                 self.lose("the scorer gave no number for a step, which counts as its lowest score")
-            self._set_score(node, score.value if math.isfinite(score.value) else 0.0)
+            for node in equal:
+                self.rate(node, score.value if math.isfinite(score.value) else 0.0)
+        return True
+
+    def rate(self, node: Node, value: float) -> None:
+        """Gives a node a score that the strategy found in another way."""
+        node.score = value
+        self.trace.spans[node.span].score = value
 
     def charge(self, cost: Cost) -> None:
         """What was spent on this question by anything but the policy's own tokens, too: scorers, critics, probes."""
@@ -335,20 +349,21 @@ class Tree:
         node.dead = True
         return []
 
-    def _add(self, parent: Node, i: int, completion: Completion, cut: bool) -> Node:
-        """A step of thought as the i-th child of this round; `cut`: the budget allowed less than a whole one."""
-        child = self._grow(parent, (i,), completion, 0, len(completion.tokens))
-        whole = min(self.steps.max_tokens, self.budget.think_tokens - parent.thought)
-        if self._settle(child, completion, cut, whole) and whole == self.steps.max_tokens:
+    def _add(self, parent: Node, place: tuple[int, ...], completion: Completion, granted: int, whole: int) -> Node:
+        """A step of thought as a child; the budget granted so many tokens of a whole step's."""
+        child = self._grow(parent, place, completion, 0, len(completion.tokens))
+        if self._settle(child, completion, granted < whole, whole) and whole == self.steps.max_tokens:
             self.lose(f"a step did not end within {whole} tokens and was cut there")
         return child
 
-    def _add_steps(self, parent: Node, i: int, completion: Completion, cut: bool) -> Node:
+    def _add_steps(
+        self, parent: Node, place: tuple[int, ...], completion: Completion, granted: int, whole: int
+    ) -> Node:
         """A thought that was sampled in one go, as one node for each step; returns the last."""
         node, start = parent, 0
         for end in self._step_ends(completion.tokens):
-            node, start = self._grow(node, (i,) if node is parent else (0,), completion, start, end), end
-        self._settle(node, completion, cut, self.budget.think_tokens - parent.thought)
+            node, start = self._grow(node, place if node is parent else (0, 0), completion, start, end), end
+        self._settle(node, completion, granted < whole, whole)
         return node
 
     def _settle(self, node: Node, completion: Completion, cut: bool, whole: int) -> bool:
@@ -396,7 +411,7 @@ class Tree:
                 completion.kept[start:end] if completion.kept is not None else None,
             )
         )
-        order = (*parent.order, parent.extended, *place)
+        order = (*parent.order, *place)
         child = Node(len(self.trace.spans) - 1, (*parent.tokens, *tokens), parent, order, depth=parent.depth + 1)
         child.thought = parent.thought + (0 if parent.closed else len(tokens))
         child.logprob, child.sampled = parent.logprob + math.fsum(logprobs), parent.sampled + len(tokens)
@@ -426,10 +441,6 @@ class Tree:
             self.leaves.append(node)
         else:
             node.dead = True
-
-    def _set_score(self, node: Node, value: float) -> None:
-        node.score = value
-        self.trace.spans[node.span].score = value
 
 
 @functools.lru_cache(maxsize=16)
