@@ -231,7 +231,7 @@ class Prediction:
         """Whether the observed mean lies in the predicted interval; None before it is known."""
         if self.observed is None or math.isnan(self.observed.mean):
             return None
-        return self.low <= self.observed.mean <= self.high
+        return bool(self.low <= self.observed.mean <= self.high)
 
     def as_dict(self) -> dict[str, Any]:
         """JSON-able: `compare_data.PredictionRow`."""
