@@ -13,8 +13,9 @@ Four kinds, handled in four places:
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from enum import StrEnum
+from typing import Any
 
 
 class UserError(Exception):
@@ -35,8 +36,13 @@ class Unscorable(Exception):
 class SamplerLost(Exception):
     """A sampler or scorer could not answer: its server is gone, timed out, or refused too often.
 
-    A search goes on with what it has, and its trace says what was lost.
+    A search goes on with what it has, and its trace says what was lost. `completions` are those of the same call that
+    did come (`types.Completion`): they cost something, and may be used.
     """
+
+    def __init__(self, message: str = "", completions: Sequence[Any] = ()):
+        super().__init__(message)
+        self.completions = tuple(completions)
 
 
 class StopReason(StrEnum):
