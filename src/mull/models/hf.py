@@ -11,7 +11,7 @@ import math
 import os
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -129,16 +129,18 @@ def save(
     folder: Path | str,
     source: Path | str | None = None,
     max_shard_bytes: int = 4 * 10**9,
+    extra: Mapping[str, bytes] | None = None,
 ) -> None:
     """Writes a folder that `load`, transformers and vLLM read: config, weights in the model's dtype, tokenizer files.
 
     Tokenizer, chat template, generation config and the rest of config.json (end tokens …) are copied from the folder
     `source`, or from `folder` itself where it exists. Everything is written beside `folder` and renamed into place.
-    UserError when `folder` holds files that no model folder has (they would be lost), or when writing fails.
+    `extra` are files by name that stand beside the model's (a scorer's head). UserError when `folder` holds files that
+    neither a model folder nor `extra` has (they would be lost), or when writing fails.
     """
-    folder = Path(folder)
+    folder, extra = Path(folder), extra or {}
     if folder.exists():
-        _refuse_foreign_files(folder)
+        _refuse_foreign_files(folder, extra)
     source = Path(source) if source is not None else folder
     if source != folder and not source.is_dir():
         raise UserError(f"{source} is not a folder: give the model folder to copy the tokenizer from")
@@ -151,6 +153,8 @@ def save(
             if (source / name).is_file():
                 shutil.copyfile(source / name, temporary / name)
         _write_weights(model, temporary, max_shard_bytes)
+        for name, content in extra.items():
+            (temporary / name).write_bytes(content)
         _replace_folder(temporary, folder)
     except (OSError, SafetensorError) as e:
         raise UserError(f"cannot write the model to {folder} ({e}): free some space or save it elsewhere") from e
@@ -204,8 +208,8 @@ def _replace_folder(new: Path, folder: Path) -> None:
     shutil.rmtree(aside, ignore_errors=True)
 
 
-def _refuse_foreign_files(folder: Path) -> None:
-    known = {"config.json", INDEX, *TOKENIZER_FILES}
+def _refuse_foreign_files(folder: Path, extra: Mapping[str, bytes]) -> None:
+    known = {"config.json", INDEX, *TOKENIZER_FILES, *extra}
     if not folder.is_dir():
         raise UserError(f"{folder} is a file: give a folder to save the model in")
     foreign = sorted(p.name for p in folder.iterdir() if p.name not in known and p.suffix != ".safetensors")
