@@ -201,6 +201,7 @@ class Trace:
     exhausted: bool = False  # the budget ran out before the strategy was done
     lost: list[str] = field(default_factory=list)  # what failed on the way, one sentence each
     cost: Cost = Cost()
+    evidence: float | None = None  # particle filters: log of an unbiased estimate of the target's normaliser
 
     def path(self, leaf: int) -> list[Span]:
         """The spans from the root to span `leaf`, in order."""

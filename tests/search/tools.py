@@ -31,7 +31,12 @@ def canonical(question: Question, answer: str) -> str | None:
 
 def thought(tokens: Sequence[int]) -> str:
     """What follows the prompt, as text."""
-    return chat().decode(tokens[len(chat().prompt(QUESTION.text)) :])
+    return chat().decode(tokens[_prompt_length() :])
+
+
+@cache
+def _prompt_length() -> int:
+    return len(chat().prompt(QUESTION.text))
 
 
 @dataclass
@@ -47,11 +52,12 @@ class ScriptedScorer:
 
     async def score(self, prefixes: Sequence[Sequence[int]]) -> list[Score]:
         self.calls.append([thought(p) for p in prefixes])
+        number = len(self.calls) - 1
         self.running += 1
         try:
             await asyncio.sleep(0)
-            if len(self.calls) - 1 in self.fail:
-                raise self.fail[len(self.calls) - 1]
+            if number in self.fail:
+                raise self.fail[number]
             return [Score(self.value(thought(p)), self._read(tuple(p))) for p in prefixes]
         finally:
             self.running -= 1
