@@ -17,7 +17,8 @@ import sys
 # What belongs to an extra or is slow to import. A module of mull may import these inside a function only.
 HEAVY = {
     "transformers", "sympy", "reasoning_gym", "math_verify", "fastapi", "pydantic", "uvicorn", "ray", "tensorboard",
-    "datasets", "peft", "trl", "matplotlib", "httpx2", "pandas", "scipy", "huggingface_hub", "vllm", "hypothesis", "pytest",
+    "datasets", "peft", "trl", "matplotlib", "pandas", "scipy", "huggingface_hub", "httpx2", "vllm", "hypothesis",
+    "pytest",
 }  # fmt: skip
 TORCH_FREE = ("mull.types", "mull.errors", "mull.config", "mull.tasks", "mull.graders")
 

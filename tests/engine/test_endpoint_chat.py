@@ -104,6 +104,17 @@ def test_an_opening_tag_that_the_model_says_itself_is_not_doubled(chat):
         assert chat.decode(one.tokens) == SAID and len(one.logprobs) == len(one.tokens)
 
 
+def test_a_prompt_given_back_as_the_answer_is_not_taken_for_one(chat):
+    """transformers serve 5.23 does this where a thought is cut short and the template is not Qwen3's own."""
+    prompt = chat.prompt("b=?")
+    message = {"reasoning_content": "b=3", "content": "<|user|>b=?<|end|><|assistant|>"}
+    choice = {"message": message, "finish_reason": "length"}
+    with FakeServer(chat, SAID, TRANSFORMERS) as server:
+        server._completion = lambda *_, **__: {"choices": [choice], "usage": {"completion_tokens": 3}}
+        _, one = ask(server, prompt, max_tokens=3)
+    assert chat.decode(one.tokens) == "b=3" and one.stop is StopReason.LENGTH
+
+
 def test_a_stop_string_inside_a_separate_thought(chat):
     with FakeServer(chat, "a=3\n" + SAID, dataclasses.replace(OPENAI, splits_thought=True)) as server:
         _, one = ask(server, chat.prompt("b=?"), stop=("\n",))

@@ -57,7 +57,7 @@ def read(
     if isinstance(ids, list) and exact:
         tokens = list(ids)
     else:
-        tokens = _said(message, chat) if form.chat else encode_output(chat, message.get("text") or "")
+        tokens = _said(message, prefix, chat) if form.chat else encode_output(chat, message.get("text") or "")
     logprobs = _logprobs(form, choice, tokens, exact, chat)
     if form.chat and chat.has_think:  # where the server's template leaves the opening tag to the model, ours does not
         n = len(chat.think_open)
@@ -104,12 +104,15 @@ def first_stop(tokens: Sequence[int], ends: Sequence[int], stops: Sequence[str],
     return None
 
 
-def _said(message: Mapping[str, Any], chat: Chat) -> list[int]:
+def _said(message: Mapping[str, Any], prefix: Sequence[int], chat: Chat) -> list[int]:
     """Tokens of a chat message, its thought (which reasoning servers give apart) in front."""
     thought = message.get("reasoning_content") or message.get("reasoning") or ""
     answer = message.get("content") or ""
     if not thought:
         return encode_output(chat, answer)
+    prompt = chat.decode(prefix)
+    if answer in (prompt, prompt.removesuffix(chat.decode(chat.think_open))):
+        answer = ""  # transformers serve 5.23 gives the prompt as the answer of a thought that was cut short
     if not answer:  # cut short while thinking
         return chat.encode(thought)
     between = chat.reply(thought, "")[:-1]  # the thought and its closing tag, spaced as the template does
