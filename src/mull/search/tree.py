@@ -15,7 +15,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
-from mull.chat import Chat
+from mull.chat import Chat, Messages
 from mull.engine.sampler import Sampler, derive_seed
 from mull.errors import SamplerLost, StopReason, UserError
 from mull.ledger import Budget
@@ -43,10 +43,11 @@ class Node:
 
     span: int  # its last span in `Trace.spans`
     tokens: tuple[int, ...]  # of the whole path, prompt included
-    parent: Node | None = None
+    parent: Node | None = field(default=None, repr=False)  # a node must not print its whole tree
     order: tuple[int, ...] = ()  # its place in the tree, whatever arrived first; its seeds come from it
+    asked: int = 0  # how many of its tokens are the prompt
     forced: bool = False  # written by the strategy, not a step of the model's
-    children: list[Node] = field(default_factory=list)
+    children: list[Node] = field(default_factory=list, repr=False)
     depth: int = 0  # steps
     thought: int = 0  # tokens of thought on the path
     logprob: float = 0.0  # of all tokens sampled on the path
@@ -101,7 +102,7 @@ class Tree:
         self.seed, self.scorer, self.steps, self.max_nodes = seed, scorer, steps, max_nodes
         prompt = tuple(chat.prompt(question.text))
         self.trace = Trace(question, strategy, [Span(SpanKind.PROMPT, prompt)])
-        self.root = Node(0, prompt)
+        self.root = Node(0, prompt, asked=len(prompt))
         self.nodes = [self.root]
         self.leaves: list[Node] = []  # complete paths
         self._separators = separator_tokens(chat, steps.separator)
@@ -141,14 +142,19 @@ class Tree:
         room = self.budget.think_tokens - node.thought
         if node.closed or room <= 0:
             return await self.force_answer(node, n, decoding)
-        seed, turn = self._seed(node), node.extended
-        asked = await self._ask(node, self._params(room, seed, decoding, close=True), n)
-        ends = [self._add_steps(node, (turn, i), *got, room) for i, got in enumerate(asked)]
+        ends = await self.think(node, n, decoding)
 
         async def answered(end: Node) -> list[Node]:
             return await self.extend(end, 1, decoding) if end.open else [end]
 
         return [leaf for leaves in await together(answered(end) for end in ends) for leaf in leaves]
+
+    async def think(self, node: Node, n: int = 1, decoding: Decoding | None = None) -> list[Node]:
+        """Up to `n` continuations of an open thought to its end or its budget's, without the answer."""
+        room = self.budget.think_tokens - node.thought
+        seed, turn = self._seed(node), node.extended
+        asked = await self._ask(node, self._params(room, seed, decoding, close=True), n)
+        return [self._add_steps(node, (turn, i), *got, room) for i, got in enumerate(asked)]
 
     async def force_answer(self, node: Node, n: int = 1, decoding: Decoding | None = None) -> list[Node]:
         """Up to `n` answers from here; a thought that is still open is closed by force."""
@@ -159,7 +165,7 @@ class Tree:
         for i, (completion, granted) in enumerate(await self._ask(prefix, params, n, answer=True)):
             self.trace.exhausted |= granted < most
             grown.append(child := self._grow(prefix, (turn, i), completion, 0, len(completion.tokens)))
-            self._complete(child, self.chat.split(child.tokens[len(self.root.tokens) :])[1])
+            self._complete(child, self.chat.split(child.tokens[child.asked :])[1])
         if prefix in node.children and not prefix.children:  # a closing tag behind which nothing could be sampled
             node.children.remove(prefix)
             self.nodes.remove(prefix)
@@ -170,13 +176,54 @@ class Tree:
         """A child that the strategy writes itself (a "Wait", a closing tag): forced, and never trained on."""
         self.trace.spans.append(Span(SpanKind.FORCED, tuple(tokens), node.span))
         order = (*node.order, 0, len(node.children))
-        child = Node(len(self.trace.spans) - 1, (*node.tokens, *tokens), node, order, True, depth=node.depth)
+        child = Node(len(self.trace.spans) - 1, (*node.tokens, *tokens), node, order, node.asked, True)
+        child.depth = node.depth
         child.closed = node.closed or closed
         child.thought = node.thought + (0 if child.closed else len(tokens))
         child.logprob, child.sampled = node.logprob, node.sampled
         node.children.append(child)
         self.nodes.append(child)
         return child
+
+    def ask(self, messages: Messages) -> Node:
+        """A further root: the question asked anew in a longer conversation, whose paths answer it as well."""
+        prompt = tuple(self.chat.prompt(messages))
+        self.trace.spans.append(Span(SpanKind.PROMPT, prompt))
+        # Behind every place below the first root.
+        root = Node(len(self.trace.spans) - 1, prompt, order=(1 << 32, len(self.trace.spans)), asked=len(prompt))
+        self.nodes.append(root)
+        return root
+
+    def take_back(self, node: Node) -> Node:
+        """An open thought in place of one that the model has just ended, by its closing tag or by ending its turn.
+
+        What ended it is a dead, pruned branch from now on: it was sampled, so it stays in the trace and in the cost.
+        A tag that shares its first token with the line before it takes that token along.
+        """
+        span = self.trace.spans[node.span]
+        n = len(span.tokens) - self._ending(span.tokens)
+        assert n < len(span.tokens) and not node.children, "the node does not end a thought, or was continued"
+        if n == 0:
+            assert node.parent is not None
+            node.closed, node.dead = False, True
+            self.prune(node)
+            return node.parent
+        tag = replace(span, parent=node.span, tokens=span.tokens[n:], logprobs=span.logprobs[n:], pruned=True)
+        span.tokens, span.logprobs, span.stop = span.tokens[:n], span.logprobs[:n], StopReason.STOP
+        if span.kept is not None:
+            span.kept, tag.kept = span.kept[:n], span.kept[n:]
+        self.trace.spans.append(tag)
+        order = (*node.order, 0, 0)
+        end = Node(len(self.trace.spans) - 1, node.tokens, node, order, node.asked, depth=node.depth + 1, dead=True)
+        end.thought, end.logprob, end.sampled = node.thought, node.logprob, node.sampled
+        node.children.append(end)
+        self.nodes.append(end)
+        node.tokens = node.tokens[: len(node.tokens) - len(tag.tokens)]
+        node.thought -= len(tag.tokens)
+        node.sampled -= len(tag.tokens)
+        node.logprob -= math.fsum(tag.logprobs)
+        node.closed = node.dead = False
+        return node
 
     # ------------------------------------------------------------------------------------------------ judging
 
@@ -194,7 +241,7 @@ class Tree:
             return True
         paths: dict[tuple[int, ...], list[Node]] = {}
         for node in todo:
-            paths.setdefault(node.tokens, []).append(node)
+            paths.setdefault(self.as_asked(node), []).append(node)
         try:
             scores = await self.scorer.score(list(paths))
         except SamplerLost as gone:
@@ -209,6 +256,10 @@ class Tree:
             for node in equal:
                 self.rate(node, score.value if math.isfinite(score.value) else 0.0)
         return True
+
+    def as_asked(self, node: Node) -> tuple[int, ...]:
+        """The path as one that answers the question itself, whatever conversation it stands in: what scorers read."""
+        return (*self.root.tokens, *node.tokens[node.asked :])
 
     def rate(self, node: Node, value: float) -> None:
         """Gives a node a score that the strategy found in another way."""
@@ -412,7 +463,8 @@ class Tree:
             )
         )
         order = (*parent.order, *place)
-        child = Node(len(self.trace.spans) - 1, (*parent.tokens, *tokens), parent, order, depth=parent.depth + 1)
+        child = Node(len(self.trace.spans) - 1, (*parent.tokens, *tokens), parent, order, parent.asked)
+        child.depth = parent.depth + 1
         child.thought = parent.thought + (0 if parent.closed else len(tokens))
         child.logprob, child.sampled = parent.logprob + math.fsum(logprobs), parent.sampled + len(tokens)
         child.closed = parent.closed
@@ -426,6 +478,16 @@ class Tree:
             return True
         # A tag that is spelled out may share its last token with what follows.
         return len(tag) > 1 and self.chat.decode(tag) in self.chat.decode(self.trace.spans[node.span].tokens[-24:])
+
+    def _ending(self, tokens: Sequence[int]) -> int:
+        """How many of the last tokens of a thought are what ended it: the tag, or an end token."""
+        if tokens[-1] in self.chat.end_ids:
+            return 1
+        tag = tuple(self.chat.think_close)
+        if tuple(tokens[-len(tag) :]) == tag:
+            return len(tag)
+        text = self.chat.decode(tag)
+        return next((n for n in range(1, len(tokens) + 1) if text in self.chat.decode(tokens[-n:])), 0)
 
     def _close(self, node: Node) -> Node:
         tag = tuple(self.chat.think_close)
