@@ -94,6 +94,12 @@ def _amount(value: float | None) -> str:
     return shown.replace("-", "−")
 
 
+def _seconds(value: float | None) -> str:
+    return (
+        "–" if value is None else f"{value:.2f}" if value < 10 else f"{value:.1f}" if value < 100 else f"{value:,.0f}"
+    )
+
+
 def _compute(value: float | None) -> str:
     return "–" if value is None else power(value)
 
@@ -105,8 +111,8 @@ def _share(i: Interval | None) -> str:
     return f"{percent(i['mean'])}<small>{percent(i['low']).removesuffix('%')} to {percent(i['high'])}</small>"
 
 
-def _none(sentence: str) -> str:
-    return f'<p class="note first">{text(sentence)}</p>'
+def _note(sentence: str) -> str:
+    return f'<p class="note">{text(sentence)}</p>'
 
 
 # ------------------------------------------------------------------------------------------------ tables
@@ -114,16 +120,16 @@ def _none(sentence: str) -> str:
 
 def _latency(data: CompareData) -> str:
     if not data["latency"]:
-        return _none("No times were taken.")
+        return _note("No times were taken.")
     rows: list[Sequence[str]] = []
     for group in data["latency"]:
         rows.append((f"{text(_task(group['task']))}, {text(group['at'])}",))
         for row in sorted(group["rows"], key=lambda r: (r["seconds"]["mean"] is None, r["seconds"]["mean"])):
             s = row["seconds"]
-            seconds = "–" if s["mean"] is None else _amount(s["mean"])
+            seconds = _seconds(s["mean"])
             if s["mean"] is not None:
-                seconds += f"<small>{_amount(s['low'])} to {_amount(s['high'])}</small>"
-            cells = (seconds, _amount(row["p95"]), _compute(row["flops"]), _compute(row["tokens"]))
+                seconds += f"<small>{_seconds(s['low'])} to {_seconds(s['high'])}</small>"
+            cells = (seconds, _seconds(row["p95"]), _compute(row["flops"]), _compute(row["tokens"]))
             rows.append((text(row["strategy"]), text(row["budget"]), *cells, _share(row["accuracy"])))
     head = ("strategy", "budget", "seconds per question", "95th percentile", "FLOPs", "tokens", "accuracy")
     return table(head, rows, "Seconds per question at comparable compute")
@@ -132,13 +138,13 @@ def _latency(data: CompareData) -> str:
 def _wrong(data: CompareData) -> str:
     rows = data["wrong_reasoning"]["rows"]
     if not rows:
-        return _none("No task here has a checker of single lines.")
+        return _note("No task here has a checker of single lines.")
     tasks = list(dict.fromkeys(r["task"] for r in rows))
     shares = {(r["selector"], r["task"]): r["share"] for r in rows}
     body = []
     for selector in dict.fromkeys(r["selector"] for r in rows):
         found = [shares.get((selector, task)) for task in tasks]
-        cells = [f"{_share(i)}<small>n={i['n']:,}</small>" if i and i["mean"] is not None else "–" for i in found]
+        cells = [_share(i).replace("</small>", f", n={i['n']:,}</small>") if i else "–" for i in found]
         body.append((text(selector), *cells))
     return table(
         ("chosen by", *(text(_task(t)) for t in tasks)), body, "Right answers whose thought holds a false line"
@@ -147,7 +153,7 @@ def _wrong(data: CompareData) -> str:
 
 def _predictions(rows: Sequence[PredictionRow]) -> str:
     if not rows:
-        return _none("No prediction was published for this run.")
+        return _note("No prediction was published for this run.")
     body = []
     for p in rows:
         unit = UNITS.get(p["unit"], p["unit"])
@@ -159,7 +165,7 @@ def _predictions(rows: Sequence[PredictionRow]) -> str:
                 f"{_compute(p['up_to'])}<small>{text(unit)}</small>",
                 f"{_compute(p['compute'])}<small>{text(unit)}</small>",
                 predicted,
-                f"{text(p['made'])}<small>{text(p['commit'])}</small>",
+                f"{text(p['made'][:16].replace('T', ' '))}<small>{text(p['commit'])}</small>",
                 _share(p["observed"]) if p["observed"] else "not yet run",
                 told[p["inside"]],
             )
@@ -167,12 +173,12 @@ def _predictions(rows: Sequence[PredictionRow]) -> str:
     known = [p["inside"] for p in rows if p["inside"] is not None]
     score = f"{sum(known)} of {len(known)} observations fell inside the predicted 95% interval." if known else ""
     head = ("strategy", "fitted up to", "predicted at", "prediction", "published", "observed", "")
-    return table(head, body, "Predictions and what was observed") + (_none(score) if score else "")
+    return table(head, body, "Predictions and what was observed") + (_note(score) if score else "")
 
 
 def _fits(rows: Sequence[FitRow]) -> str:
     if not rows:
-        return _none("Nothing was fitted.")
+        return _note("Nothing was fitted.")
     body = []
     for fit in rows:
         unit = UNITS.get(fit["unit"], fit["unit"])
@@ -212,7 +218,7 @@ def _points(points: Sequence[tuple[str, str, Any]]) -> str:
             (p["low"], f"{percent(p['low']).removesuffix('%')} to {percent(p['high'])}", "num"),
             (p["flops"], _compute(p["flops"]), "num"),
             (p["tokens"], _compute(p["tokens"]), "num"),
-            (p["seconds"], _amount(p["seconds"]), "num"),
+            (p["seconds"], _seconds(p["seconds"]), "num"),
             (p["n"], f"{p['n']:,}", "num"),
             (p["seeds"], p["seeds"], "num"),
             (p["exhausted"], p["exhausted"], "num"),
@@ -241,7 +247,7 @@ def _exit(data: CompareData) -> str:
     rows = [r for r in data["exit"]["rows"] if r["exhausted"] or r["lost"]]
     questions = sum(r["questions"] for r in data["exit"]["rows"])
     if not rows and not data["exit"]["lost"]:
-        return _none(f"Nothing: all {questions:,} questions were answered within their budgets.")
+        return _note(f"Nothing: all {questions:,} questions were answered within their budgets.")
     body = [
         (
             text(r["strategy"]),
@@ -253,7 +259,7 @@ def _exit(data: CompareData) -> str:
     head = ("strategy", "questions", "budget ran out", "something lost")
     rest = len(data["exit"]["rows"]) - len(rows)
     note = (
-        _none(f"The other {rest} strategies lost nothing." if rest > 1 else "The other strategy lost nothing.")
+        _note(f"The other {rest} strategies lost nothing." if rest > 1 else "The other strategy lost nothing.")
         if rest
         else ""
     )

@@ -10,7 +10,7 @@ const comparePage = (() => {
   // every strategy has one colour and shape on the whole page
   const names = [...new Set([...data.strategies.map((s) => s.name), ...data.curves.map((c) => c.strategy)])];
   const SHAPES = [d3.symbolCircle, d3.symbolSquare, d3.symbolTriangle, d3.symbolDiamond];
-  const looks = new Map(names.map((name, i) => [name, { color: `var(--s-${i % 10})`, shape: SHAPES[Math.floor(i / 10) % 4] }]));
+  const looks = new Map(names.map((name, i) => [name, { color: `var(--s-${i % 12})`, shape: SHAPES[Math.floor(i / 12) % 4] }]));
   const look = (name) => looks.get(name) ?? { color: "var(--muted)", shape: d3.symbolCircle };
   const about = new Map(data.strategies.map((s) => [s.name, s.about]));
 
@@ -49,10 +49,19 @@ const comparePage = (() => {
     return svg.node();
   }
 
+  /** What a doubling of compute buys a strategy, by the straight-line fit, if there is one. */
+  function gain(name) {
+    const fit = data.fits.find((f) => f.strategy === name && f.task === $("accuracy-task").value && f.unit === unit && f.law === "log");
+    const b = fit?.params.find((p) => p.name === "b");
+    if (!b || b.value === null) return null;
+    const points = (v) => d3.format("+.1f")(100 * v);
+    return el("b", { title: `${points(b.value)} points of accuracy a doubling (95% interval ${points(b.low)} to ${points(b.high)})` }, points(b.value));
+  }
+
   function fillLegend() {
     $("strategies").replaceChildren(
       ...names.map((name) => {
-        const button = el("button", { type: "button", "aria-pressed": String(!hidden.has(name)), "data-strategy": name, title: about.get(name) || null }, swatch(look(name).color, look(name).shape), el("span", {}, name));
+        const button = el("button", { type: "button", "aria-pressed": String(!hidden.has(name)), "data-strategy": name, title: about.get(name) || null }, swatch(look(name).color, look(name).shape), el("span", {}, name), gain(name));
         button.addEventListener("click", () => {
           if (!hidden.delete(name)) hidden.add(name);
           button.setAttribute("aria-pressed", String(!hidden.has(name)));
@@ -63,6 +72,7 @@ const comparePage = (() => {
         return el("li", {}, button);
       }),
     );
+    $("legend-unit").textContent = $("strategies").querySelector("b") ? "points per doubling" : "";
     const rows = [
       [swatch("var(--control)", null, "2 3"), "greedy: one thought at temperature 0"],
       [swatch("var(--control)", null, "6 4"), "oracle pass@k: picks by the reference answer, not a strategy"],
@@ -109,7 +119,8 @@ const comparePage = (() => {
       return;
     }
     const width = Math.max(260, Math.floor(chart.clientWidth));
-    const height = Math.round(Math.min(520, Math.max(320, width * 0.64)));
+    const beside = $("legend").offsetTop < chart.offsetTop + 50 ? $("legend").offsetHeight : 0; // as tall as its legend
+    const height = Math.round(Math.min(600, Math.max(320, width * 0.62, beside)));
     const m = { top: 26, right: 16, bottom: 48, left: 46 };
     const pad = xs.length > 1 && d3.max(xs) > d3.min(xs) ? (d3.max(xs) / d3.min(xs)) ** 0.03 : 2;
     const x = d3.scaleLog([d3.min(xs) / pad, d3.max(xs) * pad], [m.left, width - m.right]);
@@ -146,7 +157,6 @@ const comparePage = (() => {
     chart.replaceChildren(svg.node(), tip);
     listen(svg, ring, tip, width);
     highlight(null);
-    sayFits(task);
   }
 
   function drawGreedy(svg, greedy, x, y) {
@@ -237,26 +247,17 @@ const comparePage = (() => {
     ].join(" ");
   }
 
-  function sayFits(task) {
-    const rows = data.fits.filter((f) => f.task === task && f.unit === unit && f.law === "log" && !hidden.has(f.strategy));
-    const points = d3.format("+.1f");
-    const said = rows.map((f) => [f.strategy, f.params.find((p) => p.name === "b")]).filter(([, b]) => b && b.value !== null)
-      .sort((p, q) => q[1].value - p[1].value)
-      .map(([name, b]) => `${name} ${points(100 * b.value)} (${points(100 * b.low)} to ${points(100 * b.high)})`);
-    $("accuracy-fits").textContent = said.length ? `Points of accuracy that a doubling of compute buys, by a straight-line fit: ${said.join("; ")}.` : "";
-  }
-
+  const drawAll = () => { fillLegend(); drawAccuracy(); };
+  taskPicker($("accuracy-task"), data.curves.length ? data.curves : data.references, drawAll);
   fillLegend();
-  taskPicker($("accuracy-task"), data.curves.length ? data.curves : data.references, drawAccuracy);
   const setAll = (show) => () => {
     for (const n of names) if (show) hidden.delete(n); else hidden.add(n);
-    fillLegend();
-    drawAccuracy();
+    drawAll();
   };
   $("show-all").addEventListener("click", setAll(true));
   $("show-none").addEventListener("click", setAll(false));
   for (const radio of document.querySelectorAll('input[name="x-axis"]'))
-    radio.addEventListener("change", () => { unit = radio.value; drawAccuracy(); });
+    radio.addEventListener("change", () => { unit = radio.value; drawAll(); });
   redraws.push(drawAccuracy);
 
   return { data, $, el, look, names, redraws, taskPicker, taskName, range, hidden };

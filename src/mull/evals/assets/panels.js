@@ -37,7 +37,7 @@
     const axis = Plot.axisX(shown, { ...quiet, stroke: null, tickFormat: (v) => String(v) });
     const said = `${c.scorer}: accuracy of the chosen answer from ${percent(points[0].accuracy.mean)} at N=${points[0].k} to ${percent(points.at(-1).accuracy.mean)} at N=${points.at(-1).k}`;
     const truth = Plot.plot({
-      ...frame, height: 178, marginTop: 14, marginBottom: 22, y: { domain: shares },
+      ...frame, height: 184, marginTop: 22, marginBottom: 22, y: { domain: shares },
       marks: [
         Plot.gridY({ ticks: 4, stroke: "var(--line)", strokeOpacity: 1 }),
         Plot.axisY({ ticks: 4, tickFormat: whole, ...quiet }),
@@ -46,7 +46,7 @@
         Plot.areaY(points, { x: "k", y1: (p) => p.accuracy.low, y2: (p) => p.accuracy.high, fill: "var(--trained)", fillOpacity: 0.14 }),
         Plot.lineY(points, { x: "k", y: (p) => p.accuracy.mean, stroke: "var(--trained)", strokeWidth: 2.2 }),
         Plot.dot(points, { x: "k", y: (p) => p.accuracy.mean, fill: "var(--trained)", r: 3 }),
-        Plot.text(["true: accuracy of the choice"], { frameAnchor: "top-left", dx: 4, dy: -12, fill: "var(--trained)", fontWeight: 600 }),
+        Plot.text(["true: accuracy of the choice"], { frameAnchor: "top-left", dx: -4, dy: -19, fill: "var(--trained)", fontWeight: 600 }),
         Plot.tip(points, Plot.pointerX({ x: "k", y: (p) => p.accuracy.mean, fill: "var(--panel)", stroke: "var(--line)", title: (p) => `best of ${p.k}\n${percent(p.accuracy.mean)} (${range(p.accuracy)})` })),
       ],
     });
@@ -56,7 +56,7 @@
     const scored = points.filter((p) => p.score && p.score.mean !== null);
     if (!scored.length) return node.append(el("p", {}, "It gives no value to what it chooses."));
     const scores = Plot.plot({
-      ...frame, height: 104, marginTop: 14, marginBottom: 34, className: "strip", y: { nice: true },
+      ...frame, height: 112, marginTop: 22, marginBottom: 34, className: "strip", y: { nice: true },
       x: { ...frame.x, label: null },
       marks: [
         Plot.gridY({ ticks: 3, stroke: "var(--line)", strokeOpacity: 1 }),
@@ -64,7 +64,7 @@
         Plot.axisX(shown, { ...quiet, stroke: null, tickFormat: (v) => String(v), label: "N (log scale)", labelAnchor: "right", labelArrow: "none", labelOffset: 32 }),
         Plot.areaY(scored, { x: "k", y1: (p) => p.score.low, y2: (p) => p.score.high, fill: "var(--base)", fillOpacity: 0.16 }),
         Plot.lineY(scored, { x: "k", y: (p) => p.score.mean, stroke: "var(--base)", strokeWidth: 2.2 }),
-        Plot.text(["thought: the scorer's mean value of it"], { frameAnchor: "top-left", dx: 4, dy: -12, fill: "var(--base)", fontWeight: 600 }),
+        Plot.text(["believed: its mean score"], { frameAnchor: "top-left", dx: -4, dy: -19, fill: "var(--base)", fontWeight: 600 }),
         Plot.tip(scored, Plot.pointerX({ x: "k", y: (p) => p.score.mean, fill: "var(--panel)", stroke: "var(--line)", title: (p) => `best of ${p.k}\n${d3.format(".3~g")(p.score.mean)} (${d3.format(".3~g")(p.score.low)} to ${d3.format(".3~g")(p.score.high)})` })),
       ],
     });
@@ -107,11 +107,11 @@
       style: { background: "transparent", fontSize: "13px" },
       x: { domain: [0, 1], insetLeft: 6, insetRight: 6 },
       y: { domain: names, padding: 0.3 },
-      fx: { domain: facets, axis: null, padding: 0.1 },
+      fx: { domain: facets, axis: null, padding: 0.14 },
       fy: { domain: facets, axis: null, padding: 0.14 },
       marks: [
         Plot.gridX([0, 0.5, 1], { stroke: "var(--line)", strokeOpacity: 1 }),
-        Plot.axisX([0, 0.5, 1], { ...quiet, stroke: null, tickFormat: whole, anchor: "bottom" }),
+        Plot.axisX([0, 0.5, 1], { ...quiet, stroke: null, tickFormat: (v) => (v === 0.5 ? "50%" : String(100 * v)), anchor: "bottom" }),
         Plot.axisY({ ...quiet, tickPadding: 8, fill: "var(--ink)", ...(wide ? { fxAnchor: "left" } : {}) }),
         Plot.ruleY(rows, { ...facet, x1: "low", x2: "high", y: "strategy", stroke: (r) => look(r.strategy).color, strokeWidth: 2, strokeOpacity: 0.55 }),
         Plot.dot(rows, { ...facet, x: "mean", y: "strategy", fill: (r) => look(r.strategy).color, r: 4.2, stroke: "var(--bg)" }),

@@ -5,8 +5,9 @@
   const { data, $, el, redraws, taskName } = comparePage;
   const { percent, power } = mullPage;
   const ROW = 24; // layout units between siblings
-  const COLUMN = 168; // and between generations
+  const COLUMNS = [96, 172]; // and between generations, as the texts need
   const FONT = 11; // of a step's text at zoom 1
+  const CHARACTER = 0.612 * FONT; // the widest of the usual monospaced fonts
   const LABELS_FROM = 0.55; // zoom below which texts are left out
   const MANY = 400; // a larger tree opens folded around its winner's path
   const canvas = $("tree-canvas");
@@ -29,6 +30,7 @@
   let frame = 0;
   let size = { width: 1, height: 1 };
   let toColor = () => "";
+  let column = COLUMNS[1];
 
   // ---------------------------------------------------------------------------------------------- one tree
 
@@ -40,7 +42,7 @@
     hits = [];
     chosen = -1;
     $("step-query").value = "";
-    nodes = tree ? tree.nodes.map((d, i) => ({ i, data: d, children: [], parent: null, depth: 0, x: 0, y: 0, text: oneLine(d.text) || "(empty)" })) : [];
+    nodes = tree ? tree.nodes.map((d, i) => ({ i, data: d, children: [], parent: null, depth: 0, x: 0, y: 0, text: d.kind === "prompt" ? "question" : oneLine(d.text) || "(empty)" })) : [];
     const roots = [];
     for (const n of nodes) {
       n.parent = nodes[n.data.parent] ?? null;
@@ -56,6 +58,8 @@
     for (let n = nodes[tree?.winner]; n; n = n.parent) winning.add(n.i);
     const most = d3.max(nodes, (n) => n.data.visits) || 0;
     for (const n of nodes) n.r = most ? 3.2 + 6 * Math.sqrt(n.data.visits / most) : 4.4;
+    const lengths = nodes.filter((n) => n.children.length).map((n) => n.text.length).sort(d3.ascending);
+    column = Math.max(COLUMNS[0], Math.min(COLUMNS[1], 48 + (d3.quantileSorted(lengths, 0.9) ?? 0) * CHARACTER));
     const seen = nodes.map((n) => n.data.score).filter((s) => s !== null);
     const [low, high] = d3.extent(seen);
     const domain = seen.length && low >= 0 && high <= 1 ? [0, 1] : [low ?? 0, high ?? 1];
@@ -74,7 +78,7 @@
     order = [];
     if (!root) return;
     const h = d3.hierarchy(root, (n) => (folded.has(n.i) ? null : n.children));
-    d3.tree().nodeSize([ROW, COLUMN]).separation((a, b) => (a.parent === b.parent ? 1 : 1.35))(h);
+    d3.tree().nodeSize([ROW, column]).separation((a, b) => (a.parent === b.parent ? 1 : 1.35))(h);
     h.each((p) => {
       Object.assign(p.data, { x: p.y, y: p.x }); // left to right
       if (p.data.i >= 0) order.push(p.data);
@@ -84,7 +88,7 @@
 
   /** What stands to the right of a node: its text, or its answer, or how much is folded away. */
   function setLabel(n) {
-    const room = Math.floor((COLUMN - 34) / (FONT * 0.602)) - (folded.has(n.i) ? 6 : 0);
+    const room = Math.floor((column - 34) / CHARACTER) - (folded.has(n.i) ? 6 : 0);
     const end = answers.get(n.i);
     const tail = end ? ` → ${oneLine(end.answer) || "(none)"}` : "";
     const most = end || !n.children.length ? room + 22 : room;
@@ -92,7 +96,7 @@
     const cut = Math.max(6, most - tail.length);
     n.label = (text.length > cut ? `${text.slice(0, cut - 1).join("")}…` : n.text) + tail.slice(0, 18);
     n.more = folded.has(n.i) ? ` +${comma(n.under)}` : "";
-    n.length = [...n.label, ...n.more].length * FONT * 0.602;
+    n.length = [...n.label, ...n.more].length * CHARACTER;
   }
 
   function foldOthers() {
@@ -145,7 +149,7 @@
   }
 
   /** How far beyond its centre a node's drawing goes to the right, on the screen. */
-  const reach = (n, k, labels) => n.r * k + (labels ? (n.length + 5) * k : 0);
+  const reach = (n, k, labels) => n.r * k + (labels ? (n.length + 9) * k : 0);
 
   function draw() {
     frame = 0;
@@ -240,7 +244,7 @@
       if (n.more) {
         context.globalAlpha = 1;
         context.fillStyle = colors.trained;
-        context.fillText(n.more, n.sx + (n.r + 5) * k + (n.length - n.more.length * FONT * 0.602) * k, n.sy);
+        context.fillText(n.more, n.sx + (n.r + 5) * k + (n.length - n.more.length * CHARACTER) * k, n.sy);
       }
     }
     context.globalAlpha = 1;
@@ -288,7 +292,7 @@
   function bringIntoView(n, centre) {
     const [sx, sy] = transform.apply([n.x, n.y]);
     const k = transform.k < LABELS_FROM && centre ? 0.85 : transform.k;
-    const inside = sx > 20 && sx < size.width - 120 && sy > 20 && sy < size.height - 20;
+    const inside = sx > 20 && sx < size.width - 120 && sy > 36 && sy < size.height - 36;
     if (inside && k === transform.k) return redraw();
     setTransform(d3.zoomIdentity.translate(size.width * 0.42 - k * n.x, size.height / 2 - k * n.y).scale(k));
   }
@@ -409,7 +413,6 @@
 
   function search() {
     const query = $("step-query").value.toLowerCase();
-    // in reading order: top to bottom as drawn where it is shown, by index elsewhere
     hits = query ? nodes.filter((n) => n.data.text.toLowerCase().includes(query)).map((n) => n.i) : [];
     hitSet = new Set(hits);
     sayHits();
@@ -425,9 +428,8 @@
   function jump(by) {
     if (!hits.length) return;
     const at = hits.indexOf(chosen);
-    // from a step that is no hit, the next one after it in the tree
-    const next = at >= 0 ? at + by : by > 0 ? hits.findIndex((i) => i > chosen) : hits.findLastIndex((i) => i < chosen);
-    choose(hits[(next + hits.length) % hits.length] ?? hits[0], true, true);
+    const next = at >= 0 ? at + by : by > 0 ? 0 : -1; // from a step that is no hit to the first or the last
+    choose(hits[(next + hits.length) % hits.length], true, true);
     sayHits();
   }
   $("step-query").addEventListener("input", search);
