@@ -33,7 +33,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
-RECIPES = ("demo", "pretrain", "sft", "rl")
+RECIPES = ("demo", "pretrain", "sft", "rl", "compare", "calibrate")
 
 
 def recipe(name: str) -> tuple[type, Callable[..., Path]]:
@@ -50,6 +50,18 @@ def recipe(name: str) -> tuple[type, Callable[..., Path]]:
         from mull.recipes.rl import RLConfig, rl
 
         return RLConfig, rl
+    if name == "reward":
+        from mull.recipes.reward import RewardConfig, reward
+
+        return RewardConfig, reward
+    if name == "compare":
+        from mull.recipes.compare import CompareConfig, compare
+
+        return CompareConfig, compare
+    if name == "calibrate":
+        from mull.recipes.calibrate import CalibrateConfig, calibrate
+
+        return CalibrateConfig, calibrate
     from mull.recipes.demo import DemoConfig, demo
 
     return DemoConfig, demo
@@ -170,6 +182,28 @@ def rl_command(
     print(f"model: {train('rl', ctx.obj, config, override, flags, resume, quiet)}")
 
 
+@app.command("reward", cls=RecipeCommand)
+def reward_command(
+    ctx: typer.Context,
+    config: Config = None,
+    override: Override = None,
+    out: Out = None,
+    resume: Resume = False,
+    quiet: Quiet = False,
+    kind: Annotated[
+        str | None,
+        typer.Option("--kind", metavar="orm|prm|prm-rollouts|omega|pairwise|critic", help="What the scorer learns."),
+    ] = None,
+    model: Model = None,
+    task: TaskNames = None,
+    traces: Annotated[Path | None, typer.Option("--traces", metavar="DIR", help="Learn from the traces there.")] = None,
+    seed: Seed = None,
+) -> None:
+    """Train a scorer from a model's own traces."""
+    flags = {"out": out, "kind": kind, "model": model, "tasks": task, "traces": traces, "seed": seed}
+    print(f"scorer: {train('reward', ctx.obj, config, override, flags, resume, quiet)}")
+
+
 def train(
     name: str,
     command: str,
@@ -205,15 +239,36 @@ def train(
 # ------------------------------------------------------------------------------------------ using a model
 
 Strategy = Annotated[
-    str, typer.Option("--strategy", metavar="sample|vote|forced", help="How the thinking is spent.", show_default=True)
+    str, typer.Option("--strategy", metavar="NAME[:key=value,…]", help="How the thinking is spent: mull strategies.")
 ]
-STRATEGIES = ("sample", "vote", "forced")
+Scorer = Annotated[
+    str, typer.Option("--scorer", metavar="DIR|logprob|certainty", help="What judges steps: mull reward trains one.")
+]
+Critic = Annotated[str, typer.Option("--critic", metavar="DIR", help="A critic that mull reward trained, for revise.")]
+Calibration = Annotated[
+    str, typer.Option("--calibration", metavar="FILE", help="What mull calibrate made, for the strategy auto.")
+]
+Endpoint = Annotated[
+    str, typer.Option("--endpoint", metavar="URL", help="An OpenAI-compatible server instead of --model.")
+]
+Tokenizer = Annotated[
+    str, typer.Option("--tokenizer", metavar="DIR", help="The served model's tokenizer, with --endpoint.")
+]
+Served = Annotated[
+    str, typer.Option("--endpoint-model", metavar="NAME", help="Which of the server's models; default: its first.")
+]
 
 
-def known_strategy(name: str) -> str:
-    if name not in STRATEGIES:
-        raise UserError(f"unknown strategy {name!r}{nearest(name, STRATEGIES)}; it is one of {', '.join(STRATEGIES)}")
-    return name
+@app.command("strategies")
+def strategies_command() -> None:
+    """List the strategies, what their N is, and their options."""
+    from mull.search.named import STRATEGIES, options_of
+
+    for name, (_, _, n) in STRATEGIES.items():
+        print(f"{name}\n    N: {n}")
+        shown = [f"{key}={p.default}" for key, p in options_of(name).items()]
+        if shown:
+            print(f"    options: {', '.join(shown)}")
 
 
 @app.command("think")
@@ -225,30 +280,42 @@ def think_command(
     ] = None,
     task: Annotated[str | None, typer.Option("--task", metavar="NAME", help="Draw a held-out problem of it.")] = None,
     level: Annotated[int | None, typer.Option("--level", help="The level of that problem; default: easiest.")] = None,
-    samples: Annotated[int, typer.Option("--samples", "-n", min=1, help="Chains of thought.")] = 1,
+    samples: Annotated[int, typer.Option("--samples", "-n", min=1, help="Chains, or the strategy's N.")] = 1,
     budget: Annotated[int | None, typer.Option("--budget", min=0, help="Thinking tokens of each chain.")] = None,
     strategy: Annotated[
         str | None,
         typer.Option(
-            "--strategy", metavar="sample|vote|forced", help="Default: vote with several samples, else sample."
+            "--strategy", metavar="NAME[:key=value,…]", help="Default: vote with several samples, else sample."
         ),
     ] = None,
+    tokens: Annotated[
+        int | None, typer.Option("--tokens", min=1, help="Tokens to sample in all, abandoned branches included.")
+    ] = None,
+    scorer: Scorer = "",
+    critic: Critic = "",
+    calibration: Calibration = "",
+    endpoint: Endpoint = "",
+    tokenizer: Tokenizer = "",
+    endpoint_model: Served = "",
     temperature: Annotated[float, typer.Option("--temperature", min=0.0, help="0 is greedy.")] = 1.0,
     seed: Annotated[int, typer.Option("--seed", help="Another seed gives another thought or problem.")] = 0,
     raw: Annotated[bool, typer.Option("--raw", help="Print the model's own text, and the usage on stderr.")] = False,
 ) -> None:
     """Ask: the thought, the answer, what they cost."""
     from mull.recipes import think
+    from mull.recipes.sources import Source
 
     if (question is None) == (task is None):
         raise UserError("give one question in quotes, or --task NAME for a held-out problem (not both)")
     if level is not None and task is None:
         raise UserError("--level chooses among a task's problems: give --task NAME with it")
-    chosen = known_strategy(strategy) if strategy else "vote" if samples > 1 else "sample"
-    where, said = think.default_model() if model is None else (model, model)
-    asked = think.Ask(question or "", task, level, samples, budget, chosen, temperature, seed)
-    thinking = think.think(asked, where)
-    think.show(thinking, said, raw)
+    chosen = strategy or ("vote" if samples > 1 else "sample")
+    where, said = think.default_model() if model is None and not endpoint else (model or "", model or "")
+    source = Source(where, endpoint, tokenizer, endpoint_model, scorer, critic)
+    asked = think.Ask(
+        question or "", task, level, samples, budget, chosen, temperature, seed, tokens=tokens, calibration=calibration
+    )
+    think.show(think.think(asked, source), source.name if endpoint else said, raw)
 
 
 @app.command("eval")
@@ -262,10 +329,19 @@ def eval_command(
         list[int] | None, typer.Option("--level", help="May be repeated; default: all levels of the task.")
     ] = None,
     n: Annotated[int, typer.Option("--n", min=1, help="Problems of each task, spread over its levels.")] = 256,
-    samples: Annotated[int, typer.Option("--samples", min=1, help="Chains of thought for each problem.")] = 4,
+    samples: Annotated[int, typer.Option("--samples", min=1, help="Chains for each problem, or the strategy's N.")] = 4,
     strategy: Strategy = "sample",
+    scorer: Scorer = "",
+    critic: Critic = "",
+    calibration: Calibration = "",
+    endpoint: Endpoint = "",
+    tokenizer: Tokenizer = "",
+    endpoint_model: Served = "",
     budget: Annotated[int, typer.Option("--budget", min=0, help="Thinking tokens of each chain.")] = 512,
     answer: Annotated[int, typer.Option("--answer", min=1, help="Answer tokens of each chain.")] = 64,
+    tokens: Annotated[
+        int, typer.Option("--tokens", min=0, help="Tokens to sample for one problem in all; 0: no limit.")
+    ] = 0,
     temperature: Annotated[float, typer.Option("--temperature", min=0.0, help="0 is greedy.")] = 1.0,
     split: Annotated[str, typer.Option("--split", metavar="train|valid|test")] = "test",
     seed: Annotated[int, typer.Option("--seed", help="Of the problems and the sampling.")] = 0,
@@ -283,12 +359,19 @@ def eval_command(
         levels=tuple(level or ()),
         problems=n,
         samples=samples,
-        strategy=known_strategy(strategy),
+        strategy=strategy,
         think_tokens=budget,
         answer_tokens=answer,
         temperature=temperature,
         split=split,
         seed=seed,
+        tokens=tokens,
+        endpoint=endpoint,
+        tokenizer=tokenizer,
+        endpoint_model=endpoint_model,
+        scorer=scorer,
+        critic=critic,
+        calibration=calibration,
     )
     if json_file is not None and not json_file.absolute().parent.is_dir():
         raise UserError(f"--json {json_file}: the folder {json_file.parent} does not exist")
@@ -296,6 +379,53 @@ def eval_command(
     measure.show(result)
     if json_file is not None:
         measure.write_json(result, ctx.obj, json_file)
+
+
+@app.command("compare", cls=RecipeCommand)
+def compare_command(
+    ctx: typer.Context,
+    config: Config = None,
+    override: Override = None,
+    out: Out = None,
+    resume: Resume = False,
+    quiet: Quiet = False,
+    model: Model = None,
+    task: TaskNames = None,
+    strategy: Annotated[
+        list[str] | None, typer.Option("--strategy", metavar="NAME", help="May be repeated; vote must be among them.")
+    ] = None,
+    scorer: Annotated[str | None, typer.Option("--scorer", metavar="DIR|logprob|certainty")] = None,
+    calibration: Annotated[
+        str | None, typer.Option("--calibration", metavar="FILE", help="For the strategy auto.")
+    ] = None,
+    seed: Seed = None,
+) -> None:
+    """Run strategies at several budgets and draw them on one page."""
+    flags = {"out": out, "model": model, "tasks": task, "strategies": strategy, "scorer": scorer}
+    flags |= {"calibration": calibration, "seed": seed}
+    print(f"page: {train('compare', ctx.obj, config, override, flags, resume, quiet)}")
+
+
+@app.command("calibrate", cls=RecipeCommand)
+def calibrate_command(
+    ctx: typer.Context,
+    config: Config = None,
+    override: Override = None,
+    out: Out = None,
+    resume: Resume = False,
+    quiet: Quiet = False,
+    model: Model = None,
+    task: TaskNames = None,
+    scorer: Annotated[str | None, typer.Option("--scorer", metavar="DIR|logprob|certainty")] = None,
+    seed: Seed = None,
+) -> None:
+    """Learn what to spend on a question of which difficulty, for the strategy auto."""
+    from mull.recipes.calibrate import show
+
+    flags = {"out": out, "model": model, "tasks": task, "scorer": scorer, "seed": seed}
+    path = train("calibrate", ctx.obj, config, override, flags, resume, quiet)
+    show(path)
+    print(f"calibration: {path}")
 
 
 @app.command("report")

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-import functools
 import json
 import sys
 import time
+from collections import Counter
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, cast
 
 from mull.chat import Chat
-from mull.engine.local import LocalEngine
 from mull.errors import UserError
 from mull.evals import metrics
 from mull.evals.evaluate import Evaluation, Held, evaluate, held_out
@@ -20,13 +19,14 @@ from mull.files import write_whole
 from mull.learn.samples import truncated
 from mull.ledger import Budget
 from mull.machine import describe
-from mull.models import hf
 from mull.progress import Mode, Progress
-from mull.recipes.rl import model_folder
-from mull.search.sample import Decoding, leaf_cost, sample, sample_forced
-from mull.search.vote import vote
+from mull.recipes.sources import Source, opened
+from mull.search.named import Named, named
+from mull.search.sample import Decoding, leaf_cost
 from mull.tasks.base import Split, refuse_unknown
 from mull.tasks.load import load_task
+
+INDEPENDENT = ("sample", "sample_forced", "vote")  # traces whose leaves are independent chains
 
 
 @dataclass(frozen=True)
@@ -37,13 +37,25 @@ class Measure:
     tasks: tuple[str, ...]
     levels: tuple[int, ...] = ()
     problems: int = 256  # of each task
-    samples: int = 4
-    strategy: str = "sample"  # sample, vote or forced
+    samples: int = 4  # the strategy's N
+    strategy: str = "sample"  # see search/named.py
     think_tokens: int = 512
     answer_tokens: int = 64
+    tokens: int = 0  # that one question may sample in all; 0: no limit
     temperature: float = 1.0
     split: str = "test"
     seed: int = 0
+    at_once: int = 256  # questions under way at any time
+    endpoint: str = ""
+    tokenizer: str = ""
+    endpoint_model: str = ""
+    scorer: str = ""
+    critic: str = ""
+    calibration: str = ""
+
+    @property
+    def source(self) -> Source:
+        return Source(self.model, self.endpoint, self.tokenizer, self.endpoint_model, self.scorer, self.critic)
 
 
 def measure(wanted: Measure, mode: Mode = "auto") -> dict[str, Any]:
@@ -59,44 +71,47 @@ def measure(wanted: Measure, mode: Mode = "auto") -> dict[str, Any]:
         if not held:
             raise UserError(f"the task {spec} has no {wanted.split} problems of level {', '.join(map(str, levels))}")
         held_by_task[spec] = held
-    folder = model_folder(wanted.model)
-    chat = Chat.load(folder)
-    engine = LocalEngine(hf.load(folder), chat)
-    refuse_too_long(wanted, held_by_task, chat, engine.config.max_positions)
+    chosen, source = named(wanted.strategy), wanted.source
+    started = time.perf_counter()
+    evaluations = asyncio.run(_evaluations(wanted, chosen, source, held_by_task, mode))
+    rows = []
+    for spec, evaluation in evaluations.items():
+        rows.append(row(spec, None, evaluation))
+        by_level: dict[int, list[int]] = {}
+        for i, h in enumerate(evaluation.held):
+            by_level.setdefault(h.problem.question.level, []).append(i)
+        if len(by_level) > 1:
+            for level, picked in sorted(by_level.items()):
+                part = Evaluation([evaluation.held[i] for i in picked], [evaluation.traces[i] for i in picked])
+                rows.append(row(spec, level, part))
+    return {**asdict(wanted), "seconds": time.perf_counter() - started, "rows": rows, **describe()}
 
-    rows, started, done = [], time.perf_counter(), 0
-    with Progress("measuring", sum(map(len, held_by_task.values())), mode=mode, file=sys.stderr) as progress:
-        for spec, held in held_by_task.items():
-            budget = Budget(
-                think_tokens=wanted.think_tokens, answer_tokens=wanted.answer_tokens, samples=wanted.samples
-            )
-            strategies = {
-                "sample": sample,
-                "forced": sample_forced,
-                "vote": functools.partial(vote, canonical=held[0].task.canonical),
-            }
-            evaluation = asyncio.run(
-                evaluate(
+
+async def _evaluations(
+    wanted: Measure, chosen: Named, source: Source, held_by_task: dict[str, list[Held]], mode: Mode
+) -> dict[str, Evaluation]:
+    """One for each task, in one event loop: a server's connections live in it."""
+    out, done = {}, 0
+    budget = Budget(wanted.tokens or None, wanted.think_tokens, wanted.answer_tokens, wanted.samples)
+    async with opened(source) as tools:
+        if tools.context is not None:
+            refuse_too_long(wanted, held_by_task, tools.chat, tools.context)
+        with Progress("measuring", sum(map(len, held_by_task.values())), mode=mode, file=sys.stderr) as progress:
+            for spec, held in held_by_task.items():
+                strategy = tools.bind(chosen, held[0].task.canonical, wanted.calibration)
+                out[spec] = await evaluate(
                     held,
-                    engine,
-                    chat,
+                    tools.sampler,
+                    tools.chat,
                     budget,
-                    strategies[wanted.strategy],
+                    strategy,
                     Decoding(temperature=wanted.temperature),
                     wanted.seed,
                     on_done=lambda n, before=done: progress.update(before + n),
+                    at_once=wanted.at_once,
                 )
-            )
-            done += len(held)
-            rows.append(row(spec, None, evaluation))
-            by_level: dict[int, list[int]] = {}
-            for i, h in enumerate(held):
-                by_level.setdefault(h.problem.question.level, []).append(i)
-            if len(by_level) > 1:
-                for level, chosen in sorted(by_level.items()):
-                    part = Evaluation([held[i] for i in chosen], [evaluation.traces[i] for i in chosen])
-                    rows.append(row(spec, level, part))
-    return {**asdict(wanted), "seconds": time.perf_counter() - started, "rows": rows, **describe()}
+                done += len(held)
+    return out
 
 
 def refuse_too_long(wanted: Measure, held_by_task: dict[str, list[Held]], chat: Chat, context: int) -> None:
@@ -121,24 +136,31 @@ def row(spec: str, level: int | None, evaluation: Evaluation) -> dict[str, Any]:
     samples = min(map(len, verdicts))
     cut = truncated(traces)
     tokens = [leaf_cost(trace, leaf).sampled_tokens for trace in traces for leaf in trace.leaves]
-    accuracy = evaluation.accuracy
+    accuracy, cost, many = evaluation.accuracy, evaluation.cost, len(traces)
+    alike = all(trace.strategy in INDEPENDENT for trace in traces)
     return {
         "task": spec,
         "level": level,
+        "answer": evaluation.chosen.as_dict(),
         "pass_at_1": accuracy.as_dict(),
         "votes": samples,
-        "vote": metrics.majority_vote(verdicts, samples).as_dict() if samples > 1 else None,
-        "problems": len(traces),
+        "vote": metrics.majority_vote(verdicts, samples).as_dict() if samples > 1 and alike else None,
+        "problems": many,
         "samples": len(tokens),
-        "tokens": sum(tokens) / len(tokens),
-        "truncated": sum(cut) / len(cut),
+        "tokens": sum(tokens) / max(len(tokens), 1),
+        "truncated": sum(cut) / max(len(cut), 1),
         "unscorable": accuracy.unscorable,
-        "flops_per_problem": evaluation.cost.flops / len(traces),
+        "exhausted": evaluation.exhausted,
+        "lost": dict(evaluation.lost.most_common()),
+        "tokens_per_problem": cost.sampled_tokens / many,
+        "scorer_tokens_per_problem": cost.scorer_tokens / many,
+        "cached_share": cost.cached_tokens / max(cost.cached_tokens + cost.prefill_tokens, 1),
+        "flops_per_problem": cost.flops / many,
     }
 
 
 def show(result: dict[str, Any]) -> None:
-    """Prints the rows as a table that fits into 80 columns."""
+    """Prints the rows as a table that fits into 80 columns, and what was lost or cut short."""
     from rich import box
     from rich.console import Console
     from rich.table import Table
@@ -149,19 +171,34 @@ def show(result: dict[str, Any]) -> None:
             return "–"
         return f"{100 * e['mean']:.1f}% ({100 * e['low']:.0f}–{100 * e['high']:.0f})"
 
-    title = f"{result['model']}: {result['split']} problems, strategy {result['strategy']}, 95% intervals"
+    plain = named(result["strategy"]).name in ("sample", "forced", "vote")
+    where = result["endpoint"] or result["model"]
+    title = f"{where}: {result['split']} problems, strategy {result['strategy']}, 95% intervals"
     table = Table(title=Text(title), title_justify="left", box=box.SIMPLE_HEAD, collapse_padding=True)
     table.add_column("task", overflow="fold", min_width=10)
     votes = max(r["votes"] for r in result["rows"])
-    for name in ("n", "pass@1", f"vote of {votes}", "tokens", "cut", "unsc.", "FLOPs"):
+    names = ("pass@1", f"vote of {votes}", "tokens", "cut") if plain else ("answer", "of a leaf", "tokens", "scorer")
+    for name in ("n", *names, "unsc.", "FLOPs"):
         table.add_column(name, justify="right", no_wrap=True)
     for r in result["rows"]:
         name = r["task"] if r["level"] is None else f" level {r['level']}"
-        figures = (f"{r['tokens']:.0f}", f"{100 * r['truncated']:.0f}%", f"{r['unscorable']}")
-        cells = (f"{r['problems']}", share(r["pass_at_1"]), share(r["vote"]), *figures)
-        table.add_row(Text(name), *cells, f"{r['flops_per_problem']:.0e}", style="" if r["level"] is None else "dim")
+        if plain:
+            cells = (share(r["pass_at_1"]), share(r["vote"]), f"{r['tokens']:.0f}", f"{100 * r['truncated']:.0f}%")
+        else:
+            spent = (f"{r['tokens_per_problem']:.0f}", f"{r['scorer_tokens_per_problem']:.0f}")
+            cells = (share(r["answer"]), share(r["pass_at_1"]), *spent)
+        figures = (f"{r['problems']}", *cells, f"{r['unscorable']}", f"{r['flops_per_problem']:.0e}")
+        table.add_row(Text(name), *figures, style="" if r["level"] is None else "dim")
     Console(highlight=False).print(table)
-    print("tokens: sampled, mean of a chain; cut: out of tokens; unsc.: unscorable; FLOPs: for one problem, all chains")
+    if plain:
+        print("tokens: sampled, mean of a chain; cut: out of tokens; unsc.: unscorable; FLOPs: of one problem, in all")
+    else:
+        print("tokens, scorer: sampled by the model and read by the scorer, and FLOPs: of one problem, all branches")
+    whole = [r for r in result["rows"] if r["level"] is None]
+    if exhausted := sum(r["exhausted"] for r in whole):
+        print(f"exhausted: the budget ran out on {exhausted} of {sum(r['problems'] for r in whole)} problems")
+    for what, count in sum((Counter(r["lost"]) for r in whole), Counter()).most_common(8):
+        print(f"lost, on {count} problem{'s' if count > 1 else ''}: {what}")
 
 
 def write_json(result: dict[str, Any], command: str, path: Path) -> None:

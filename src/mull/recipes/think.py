@@ -5,22 +5,22 @@ from __future__ import annotations
 import asyncio
 import sys
 import time
+from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from mull.chat import Chat
-from mull.engine.local import LocalEngine
 from mull.errors import UserError
 from mull.evals.evaluate import thought_tokens
 from mull.evals.grade import grade
 from mull.learn.samples import truncated
 from mull.ledger import Budget
-from mull.models import hf
 from mull.progress import printable
-from mull.recipes.rl import model_folder
-from mull.search.sample import Decoding, sample, sample_forced
-from mull.search.vote import majority, vote
+from mull.recipes.sources import Opened, Source, opened
+from mull.search.named import named
+from mull.search.sample import Decoding
+from mull.search.vote import majority
 from mull.tasks.base import Checked
 from mull.tasks.load import load_task
 from mull.types import Problem, Question, SpanKind, StepVerdict, Trace
@@ -37,10 +37,12 @@ class Ask:
     level: int | None = None  # None: the easiest
     samples: int = 1
     budget: int | None = None  # thinking tokens of each chain; None: 512, or what the context leaves
-    strategy: str = "sample"  # sample, vote or forced
+    strategy: str = "sample"  # see search/named.py
     temperature: float = 1.0
     seed: int = 0
     answer_tokens: int = 64
+    tokens: int | None = None  # that may be sampled in all
+    calibration: str = ""  # for the strategy auto
 
 
 @dataclass
@@ -72,37 +74,47 @@ def default_model() -> tuple[str, str]:
     return "nano", "nano (ships with mull; mull demo trains a better one)"
 
 
-def think(ask: Ask, model: str) -> Thinking:
+def think(ask: Ask, source: Source | str) -> Thinking:
     """Loads the model and runs the strategy. UserError for what cannot be asked (an over-long prompt among it)."""
     task, problem = draw(ask) if ask.task is not None else (None, None)
     question = problem.question if problem else Question("free", "free", ask.text)
-    folder = model_folder(model)
-    chat = Chat.load(folder)
-    engine = LocalEngine(hf.load(folder), chat, max_sequences=min(ask.samples, 256))
-    prompt = chat.prompt(question.text)
-    room = engine.config.max_positions - len(prompt) - ask.answer_tokens - len(chat.think_close)
-    budget = min(512, max(room, 1)) if ask.budget is None else ask.budget
-    if ask.strategy == "forced" and budget > room:
-        raise UserError(
-            f"a prompt of {len(prompt)} tokens, {budget} of thinking and {ask.answer_tokens} of answer do not fit into "
-            f"the model's context of {engine.config.max_positions}: ask for at most {max(room, 0)} thinking tokens"
-        )
-    limits = Budget(think_tokens=budget, answer_tokens=ask.answer_tokens, samples=ask.samples)
-    decoding = Decoding(temperature=ask.temperature)
+    chosen = named(ask.strategy)
+    source = Source(source) if isinstance(source, str) else source
     canonical = task.canonical if task else same_text
-    started = time.perf_counter()
-    if ask.strategy == "vote":
-        trace = asyncio.run(vote(question, engine, chat, limits, decoding, ask.seed, canonical=canonical))
-    elif ask.strategy == "forced":
-        trace = asyncio.run(sample_forced(question, engine, chat, limits, decoding, ask.seed))
-        trace.answer = majority(trace, canonical)
-    else:
-        trace = asyncio.run(sample(question, engine, chat, limits, decoding, ask.seed))
-    seconds = time.perf_counter() - started
-    if task and problem:
-        grade(task, problem, trace)
-    chains = [chain(trace, i, chat, task, problem) for i in range(len(trace.leaves))]
-    return Thinking(trace, chains, len(prompt), seconds, problem)
+
+    async def ask_it() -> Thinking:
+        async with opened(replace(source, max_sequences=min(max(ask.samples, 1), 256))) as tools:
+            chat = tools.chat
+            prompt = chat.prompt(question.text)
+            limits = Budget(ask.tokens, _think_tokens(ask, tools, len(prompt)), ask.answer_tokens, ask.samples)
+            strategy = tools.bind(chosen, canonical, ask.calibration)
+            started = time.perf_counter()
+            decoding = Decoding(temperature=ask.temperature)
+            trace = await strategy(question, tools.sampler, chat, limits, decoding=decoding, seed=ask.seed)
+            seconds = time.perf_counter() - started
+            if chosen.name == "forced":
+                trace.answer = majority(trace, canonical)
+            if task and problem:
+                grade(task, problem, trace)
+            chains = [chain(trace, i, chat, task, problem) for i in range(len(trace.leaves))]
+            return Thinking(trace, chains, len(prompt), seconds, problem)
+
+    return asyncio.run(ask_it())
+
+
+def _think_tokens(ask: Ask, tools: Opened, prompt: int) -> int:
+    """The thinking budget of one chain: as asked, or 512, or what the model's context leaves."""
+    if tools.context is None:
+        return 512 if ask.budget is None else ask.budget
+    room = tools.context - prompt - ask.answer_tokens - len(tools.chat.think_close)
+    if ask.budget is None:
+        return min(512, max(room, 1))
+    if ask.strategy != "sample" and ask.strategy != "vote" and ask.budget > room:
+        raise UserError(
+            f"a prompt of {prompt} tokens, {ask.budget} of thinking and {ask.answer_tokens} of answer do not fit into "
+            f"the model's context of {tools.context}: ask for at most {max(room, 0)} thinking tokens"
+        )
+    return ask.budget
 
 
 def draw(ask: Ask) -> tuple[Checked, Problem]:
@@ -146,13 +158,21 @@ def _end_of_thought(tokens: Sequence[int], close: Sequence[int]) -> int:
 # ----------------------------------------------------------------------------------------------- showing
 
 
+PLAIN = ("sample", "sample_forced", "vote")  # strategies whose leaves share nothing but the prompt
+
+
 def usage(thinking: Thinking) -> str:
-    """What was spent, over all chains."""
+    """What was spent, over all chains or the whole tree."""
     cost, chains = thinking.trace.cost, thinking.chains
-    many = f"{len(chains)} chains: " if len(chains) > 1 else ""
+    end = f"{thinking.prompt_tokens} prompt tokens, {thinking.seconds:.2f} s, {cost.flops:.3g} FLOPs"
+    if thinking.trace.strategy in PLAIN:
+        many = f"{len(chains)} chains: " if len(chains) > 1 else ""
+        thought, answer = sum(c.think_tokens for c in chains), sum(c.answer_tokens for c in chains)
+        return f"{many}{thought} thinking tokens, {answer} answer tokens, {end}"
+    scored = f"{cost.scorer_tokens} read by the scorer, " if cost.scorer_tokens else ""
     return (
-        f"{many}{sum(c.think_tokens for c in chains)} thinking tokens, {sum(c.answer_tokens for c in chains)} answer "
-        f"tokens, {thinking.prompt_tokens} prompt tokens, {thinking.seconds:.2f} s, {cost.flops:.3g} FLOPs"
+        f"{thinking.trace.strategy}: {len(thinking.trace.spans) - 1} steps, {len(chains)} answers, "
+        f"{cost.sampled_tokens} sampled tokens, {scored}{end}"
     )
 
 
@@ -176,9 +196,11 @@ def show(thinking: Thinking, model: str, raw: bool = False) -> None:
         question = thinking.problem.question
         put(f"{question.task}, level {question.level}, held out", "dim")
         put(question.text, "bold")
-    for number, one in enumerate(thinking.chains, 1):
-        if len(thinking.chains) > 1:
-            put(f"— chain {number} of {len(thinking.chains)}", "dim")
+    plain = thinking.trace.strategy in PLAIN
+    shown = thinking.chains if plain else winner(thinking)
+    for number, one in enumerate(shown, 1):
+        if len(shown) > 1:
+            put(f"— chain {number} of {len(shown)}", "dim")
         if one.steps:
             marks = {True: ("✓ ", "green dim"), False: ("✗ ", "red"), None: ("  ", "dim")}
             for step in one.steps:
@@ -188,7 +210,7 @@ def show(thinking: Thinking, model: str, raw: bool = False) -> None:
             put(one.thought, "dim")
         if one.forced:
             put("(the thought was ended at its budget)", "dim")
-        if len(thinking.chains) > 1:
+        if len(shown) > 1:
             put(f"→ {one.answer or '(no answer)'}", "dim")
     if thinking.trace.answer:
         put(thinking.trace.answer, "bold")
@@ -205,4 +227,16 @@ def show(thinking: Thinking, model: str, raw: bool = False) -> None:
             None: (f"could not be judged ({verdict.error}){expected}", "yellow"),
         }
         put(*words[verdict.correct])
+    if not plain and len(counts := Counter(thinking.trace.answers)) > 1:
+        put("answers: " + ", ".join(f"{a or '(none)'} × {n}" for a, n in counts.most_common(6)), "dim")
+    if thinking.trace.exhausted:
+        put("(the budget ran out before the strategy was done)", "yellow")
+    for what, n in Counter(thinking.trace.lost).most_common(6):
+        put(f"lost{f' ({n} times)' if n > 1 else ''}: {what}", "yellow")
     put(usage(thinking), "dim")
+
+
+def winner(thinking: Thinking) -> list[Chain]:
+    """The path that gave the answer, if a single one did."""
+    trace = thinking.trace
+    return [thinking.chains[trace.leaves.index(trace.chosen)]] if trace.chosen in trace.leaves else []

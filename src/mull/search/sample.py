@@ -156,7 +156,7 @@ def _bear(trace: Trace, leaf: int, answer: str) -> None:
     trace.leaves.append(leaf)
     trace.answers.append(answer)
     if len(trace.leaves) == 1:
-        trace.answer = answer
+        trace.answer, trace.chosen = answer, leaf
 
 
 def leaf_cost(trace: Trace, leaf: int) -> Cost:

@@ -31,6 +31,8 @@ async def vote(
     trace = await sample(question, sampler, chat, budget, decoding, seed)
     trace.strategy = "vote"
     trace.answer = majority(trace, canonical)
+    if trace.leaves:
+        trace.chosen = trace.leaves[trace.answers.index(trace.answer)]
     return trace
 
 

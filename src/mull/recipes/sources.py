@@ -1,0 +1,112 @@
+"""What a strategy runs on: a model folder or an endpoint, and the scorer and critic that judge.
+
+--model DIR                                a Hugging Face folder, or nano
+--endpoint URL --tokenizer DIR             any OpenAI-compatible server; the tokenizer's folder stays local
+--scorer DIR | logprob | certainty         a folder that mull reward made; the others need no training
+--critic DIR                               a critic that mull reward made
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+from mull.chat import Chat
+from mull.engine.local import LocalEngine
+from mull.engine.sampler import Sampler
+from mull.errors import UserError
+from mull.models import hf
+from mull.recipes.rl import model_folder
+from mull.scorers.base import Scorer
+from mull.scorers.confidence import Confidence, Measure
+from mull.scorers.critic import Critic
+from mull.scorers.value import load_scorer
+from mull.search.choose import Aggregate, Canonical
+from mull.search.named import Named, Strategy
+
+UNTRAINED: dict[str, Measure] = {"logprob": "logprob", "certainty": "self-certainty"}
+
+
+@dataclass(frozen=True)
+class Source:
+    model: str = "nano"
+    endpoint: str = ""
+    tokenizer: str = ""
+    endpoint_model: str = ""
+    scorer: str = ""
+    critic: str = ""
+    max_sequences: int = 512
+
+    def __post_init__(self) -> None:
+        if self.endpoint and not self.tokenizer:
+            raise UserError("--endpoint needs --tokenizer DIR: the folder of the served model's tokenizer")
+        if self.endpoint and self.scorer in UNTRAINED:
+            raise UserError(f"the scorer {self.scorer} reads the model itself: give a trained one with an endpoint")
+
+    @property
+    def name(self) -> str:
+        """How to call it in tables and titles."""
+        if self.endpoint:
+            return f"{self.endpoint_model or 'the model'} at {self.endpoint}"
+        return self.model
+
+
+@dataclass
+class Opened:
+    sampler: Sampler
+    chat: Chat
+    scorer: Scorer | None
+    critic: Any
+    aggregate: Aggregate | None  # of step scores, as the scorer's folder says; None: the strategy's own default
+    context: int | None  # tokens; None: only the server knows
+
+    def bind(self, strategy: Named, canonical: Canonical, calibration: str = "") -> Strategy:
+        """The strategy with what it needs of these; an `aggregate` that was typed comes before the scorer's own."""
+        return strategy.bind(
+            canonical, self.scorer, self.critic, calibration=calibration or None, aggregate=self.aggregate
+        )
+
+
+@asynccontextmanager
+async def opened(source: Source) -> AsyncIterator[Opened]:
+    """Everything loaded, for the event loop that runs; connections are closed at the end."""
+    if source.endpoint:
+        from mull.engine.endpoint import EndpointSampler
+
+        chat = Chat.load(source.tokenizer, spell_think=True)
+        async with EndpointSampler(source.endpoint, source.endpoint_model or None, chat) as server:
+            await server.ready()
+            yield _judged(source, server, chat, server.context)
+        return
+    folder = model_folder(source.model)
+    chat = Chat.load(folder)
+    engine = LocalEngine(hf.load(folder), chat, max_sequences=source.max_sequences)
+    yield _judged(source, engine, chat, engine.config.max_positions)
+
+
+def _judged(source: Source, sampler: Any, chat: Chat, context: int | None) -> Opened:
+    scorer: Scorer | None = None
+    aggregate: Aggregate | None = None
+    if source.scorer in UNTRAINED:
+        scorer = Confidence(sampler.model, sampler, chat, UNTRAINED[source.scorer])
+    elif source.scorer:
+        scorer, info = load_scorer(Path(source.scorer))
+        _refuse_other_tokens(source.scorer, chat)
+        aggregate = cast(Aggregate, info.aggregate)
+    critic: Any = None
+    if source.critic:
+        critic, _ = load_scorer(Path(source.critic))
+        if not isinstance(critic, Critic):
+            raise UserError(f"{source.critic} holds a scorer that writes no critiques: mull reward -o kind=critic")
+        _refuse_other_tokens(source.critic, chat)
+    return Opened(sampler, chat, scorer, critic, aggregate, context)
+
+
+def _refuse_other_tokens(name: str, chat: Chat) -> None:
+    """A scorer reads the policy's tokens as they are, so it must know them by the same numbers."""
+    its, probe = Chat.load(name), "0123456789 abc xyz +-*/=()\n"
+    if its.encode(probe) != chat.encode(probe) or its.end_ids != chat.end_ids:
+        raise UserError(f"the scorer {name} has another tokenizer than the model: train one on this model's traces")
