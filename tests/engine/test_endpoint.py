@@ -220,6 +220,27 @@ def test_first_stop_and_the_tokens_of_what_was_said(chat):
     assert first_stop(said, (), ("nothing",), chat) is None
 
 
+def test_half_a_character_is_dropped_and_nothing_is_the_end(chat):
+    with FakeServer(chat, "aé<|reserved_0|><|end|>", TRANSFORMERS) as server:
+        _, [half] = ask(server, max_tokens=2)
+        assert half.tokens == tuple(chat.encode("a")) and half.stop is StopReason.LENGTH
+        assert half.cost.sampled_tokens == 2
+    with FakeServer(chat, "<|reserved_0|>a", TRANSFORMERS) as server:
+        _, [hidden] = ask(server, max_tokens=1)
+        assert hidden.tokens == (END,) and hidden.stop is StopReason.STOP and math.isnan(hidden.logprobs[0])
+    with FakeServer(chat, "é", Traits()) as server:
+        _, [exact] = ask(server, max_tokens=1)
+        assert exact.tokens == ("é".encode()[0],)  # tokens lose nothing
+
+
+def test_a_server_that_keeps_stop_strings_leaves_nothing_to_guess(chat):
+    with FakeServer(chat, SAID, TRANSFORMERS) as server:
+        sampler, [one] = ask(server, stop=("zz",))
+        assert chat.decode(one.tokens) == SAID and sampler.guessed_stops == 0
+        sampler, [one] = ask(server, [*chat.prompt("b=?"), CLOSE], stop=("zz",))
+        assert chat.decode(one.tokens) == SAID and sampler.guessed_stops == 0
+
+
 # --- prefixes, forced tokens, seeds
 
 

@@ -222,7 +222,8 @@ class EndpointSampler:
         answer, seconds = await self._http.post(form.route, asked)
         choices = answer.get("choices") if isinstance(answer, Mapping) else None
         if not isinstance(choices, list) or not choices or not isinstance(choices[0], Mapping):
-            raise UserError(f"{self._http.url} answers without choices: it is no OpenAI-compatible API")
+            said = f" ({str(answer['error'])[:200]})" if isinstance(answer, Mapping) and "error" in answer else ""
+            raise UserError(f"{self._http.url} answers without choices{said}: it is no OpenAI-compatible API")
         usage = answer.get("usage")
         usage = usage if isinstance(usage, Mapping) else {}
         read_tokens, sampled = _count(usage.get("prompt_tokens")), _count(usage.get("completion_tokens"))

@@ -91,7 +91,11 @@ class Http:
 
     async def get(self, route: str) -> Any:
         """One attempt: what is asked this way is welcome, not needed."""
-        return (await self._send("GET", route, None, retries=0))[0]
+        failed = self.failed
+        try:
+            return (await self._send("GET", route, None, retries=0))[0]
+        finally:
+            self.failed = failed  # nothing was sampled, so nothing was lost
 
     async def post(self, route: str, body: dict[str, Any]) -> tuple[Any, float]:
         """The decoded answer, and how many seconds the attempt took that gave it."""

@@ -1,13 +1,16 @@
 """What a server answered, as the tokens, log-probabilities and stop reason that `Completion` promises.
 
 Where the server gives token ids they are taken as they are. Elsewhere its text is tokenised again: such tokens spell
-the same text, but need not be the ones that the model sampled, so they can be searched and not trained on.
+the same text, but need not be the ones that the model sampled, so they can be searched and not trained on. Text is
+also less than tokens: what a limit cut in the middle of a character is dropped, and control tokens that the server
+does not show are lost. A completion of which nothing can be seen is the end token, so that none is empty.
 
 How it ended. The contract keeps the end token, stop token or stop string in the tokens; servers cut them off.
 1. Whatever goes beyond the first end token, stop token or completed stop string is dropped, and that is the end.
 2. `finish_reason` "length" is LENGTH.
 3. For "stop", a server that says why (vLLM's `stop_reason`, SGLang's `matched_stop`) is believed.
-4. Without stop strings in the request, the model ended by itself: its end token is put back.
+4. Without stop strings in the request, or where the server would have kept them (`transformers serve`), the model
+   ended by itself: its end token is put back.
 5. Otherwise it is a guess, and counted as one: by the number of sampled tokens in `usage` where one stop string
    explains it and an end token cannot; else a stop string (the first of the request) inside an open thought, and the
    model's own end outside of one, because that is where turns end.
@@ -22,7 +25,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from mull.chat import Chat
-from mull.engine.endpoint_forms import Form, stop_strings
+from mull.engine.endpoint_forms import Fields, Form, stop_strings
 from mull.errors import SamplerLost, StopReason
 from mull.types import SamplingParams
 
@@ -57,7 +60,7 @@ def read(
     if isinstance(ids, list) and exact:
         tokens = list(ids)
     else:
-        tokens = _said(message, prefix, chat) if form.chat else encode_output(chat, message.get("text") or "")
+        tokens = _said(message, prefix, chat) if form.chat else encode_output(chat, _text(message.get("text")))
     logprobs = _logprobs(form, choice, tokens, exact, chat)
     if form.chat and chat.has_think:  # where the server's template leaves the opening tag to the model, ours does not
         n = len(chat.think_open)
@@ -74,8 +77,10 @@ def read(
         stop = StopReason.LENGTH
     else:
         stop = StopReason.STOP
-        closing, guessed = _closing(choice, tokens, sampled, prefix, stops, chat)
+        closing, guessed = _closing(form, choice, tokens, sampled, prefix, stops, chat)
         tokens, logprobs = [*tokens, *closing], [*logprobs, *[NAN] * len(closing)]
+    if not tokens:
+        tokens, logprobs, stop = [chat.turn_end], [NAN], StopReason.STOP
     return Reading(tuple(tokens), tuple(logprobs), stop, exact, guessed)
 
 
@@ -106,8 +111,8 @@ def first_stop(tokens: Sequence[int], ends: Sequence[int], stops: Sequence[str],
 
 def _said(message: Mapping[str, Any], prefix: Sequence[int], chat: Chat) -> list[int]:
     """Tokens of a chat message, its thought (which reasoning servers give apart) in front."""
-    thought = message.get("reasoning_content") or message.get("reasoning") or ""
-    answer = message.get("content") or ""
+    thought = _text(message.get("reasoning_content")) or _text(message.get("reasoning"))
+    answer = _text(message.get("content"))
     if not thought:
         return encode_output(chat, answer)
     prompt = chat.decode(prefix)
@@ -117,6 +122,11 @@ def _said(message: Mapping[str, Any], prefix: Sequence[int], chat: Chat) -> list
         return chat.encode(thought)
     between = chat.reply(thought, "")[:-1]  # the thought and its closing tag, spaced as the template does
     return [*between, *encode_output(chat, answer)]
+
+
+def _text(value: Any) -> str:
+    """Without the half of a character that it may end in, which would be tokenised as another one."""
+    return value.rstrip("\ufffd") if isinstance(value, str) else ""
 
 
 def _comparable(params: SamplingParams, processed: bool) -> bool:
@@ -151,6 +161,7 @@ def _logprobs(form: Form, choice: Mapping[str, Any], tokens: Sequence[int], exac
 
 
 def _closing(
+    form: Form,
     choice: Mapping[str, Any],
     tokens: Sequence[int],
     sampled: int | None,
@@ -166,7 +177,7 @@ def _closing(
             if isinstance(why, str):
                 return encode_output(chat, why), False
             return ((why,) if isinstance(why, int) else end), False
-    if not stops:
+    if not stops or form.fields is Fields.TRANSFORMERS:
         return end, False
     if sampled is not None and (missing := sampled - len(tokens)) > 1:
         for stop in stops:
