@@ -119,6 +119,16 @@ class Chat:
         """The text of `tokens`, control tokens spelled out. Bytes that are no UTF-8 become replacement characters."""
         return self._decoder.decode(tokens)
 
+    def speaks_like(self, other: Chat) -> bool:
+        """Whether tokens of thoughts and answers mean the same to both, so that they pass from one model to the other
+        unchanged. (Prompts may differ: templates are not compared.)"""
+        if self is other:
+            return True
+        if (self.think_close, self.turn_end) != (other.think_close, other.turn_end):
+            return False
+        same = self._tokenizer_json == other._tokenizer_json
+        return same or self._tokenizer.get_vocab(True) == other._tokenizer.get_vocab(True)
+
     def stream(self) -> StreamDecoder:
         """A decoder for one growing completion: `push(token)` gives text, `flush()` the rest."""
         return StreamDecoder(self._decoder)

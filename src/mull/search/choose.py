@@ -11,6 +11,7 @@ from mull.types import Question
 
 Canonical = Callable[[Question, str], str | None]
 Aggregate = Literal["min", "product", "mean", "last"]
+Pick = Literal["value", "weighted", "vote"]
 AGGREGATES: tuple[Aggregate, ...] = ("min", "product", "mean", "last")
 
 
@@ -70,3 +71,16 @@ def majority_leaf(question: Question, leaves: Sequence[Node], canonical: Canonic
     """The first leaf of the answer that most leaves give."""
     chosen = weighted_vote(question, leaves, lambda _: 1.0, canonical)
     return chosen
+
+
+def pick_leaf(
+    question: Question, leaves: Sequence[Node], value: Callable[[Node], float], canonical: Canonical, how: Pick
+) -> Node | None:
+    """The leaf of the highest value, of the answer with the highest sum of values, or of the most frequent answer."""
+    match how:
+        case "value":
+            return best(leaves, value)
+        case "weighted":
+            return weighted_vote(question, leaves, value, canonical)
+        case "vote":
+            return majority_leaf(question, leaves, canonical)
