@@ -9,9 +9,9 @@ from mull.ledger import Budget
 from mull.search.sample import Decoding
 from mull.search.thoughts import tot_bfs, tot_dfs
 from mull.types import SpanKind, Trace
-from tests.search import trials
+from tests.search import hardships
+from tests.search.hardships import search
 from tests.search.tools import ScriptedScorer, canonical, chat, run, sampler_of, texts, thought
-from tests.search.trials import search
 
 # Two ways to go: "a" looks good and comes to nothing, "b" is the one that the scorer likes in the end.
 TRAP = {
@@ -52,28 +52,28 @@ def test_one_kept_path_is_greedy():
     trace = search(tot_bfs, sampler_of(likely), Budget(samples=1), trap_score, **options)
     assert texts(trace) == ["b\n", "d\n", "</think>", "2<|end|>"]
     greedy_path, text = [], ""
-    while text in trials_tree:
-        text = max((text + step for step in trials_tree[text]), key=trials.chance)
+    while text in TWO_LINES:
+        text = max((text + step for step in TWO_LINES[text]), key=hardships.chance)
         greedy_path.append(text)
     for seed in range(5):
-        sampler = sampler_of(trials_tree)
+        sampler = sampler_of(TWO_LINES)
         trace = search(tot_bfs, sampler, Budget(samples=1), expand=32, seed=seed)
         assert [path.removesuffix("<|end|>") for path in visited(trace)] == greedy_path
 
 
 # Every path of two lines out of three words, then an answer of two.
-trials_tree = {"": {w: 1.0 for w in ("x\n", "y\n", "z\n")}}
-trials_tree |= {a: {w: 1.0 for w in ("x\n", "y\n", "z\n")} for a in trials_tree[""]}
-trials_tree |= {a + b: {"</think>": 1.0} for a in trials_tree[""] for b in trials_tree[""]}
-trials_tree |= {a + b + "</think>": {"1": 1.0, "2": 1.0} for a in trials_tree[""] for b in trials_tree[""]}
+TWO_LINES = {"": {w: 1.0 for w in ("x\n", "y\n", "z\n")}}
+TWO_LINES |= {a: {w: 1.0 for w in ("x\n", "y\n", "z\n")} for a in TWO_LINES[""]}
+TWO_LINES |= {a + b: {"</think>": 1.0} for a in TWO_LINES[""] for b in TWO_LINES[""]}
+TWO_LINES |= {a + b + "</think>": {"1": 1.0, "2": 1.0} for a in TWO_LINES[""] for b in TWO_LINES[""]}
 
 
 def test_wide_enough_breadth_first_search_finds_the_best_leaf_of_all():
     """Nine paths of two lines, two answers each: 18 leaves, all kept."""
-    leaves = [path + answer for path in trials_tree if path.endswith("</think>") for answer in "12"]
-    best = max(leaves, key=lambda leaf: trials.chance(leaf + "<|end|>"))
+    leaves = [path + answer for path in TWO_LINES if path.endswith("</think>") for answer in "12"]
+    best = max(leaves, key=lambda leaf: hardships.chance(leaf + "<|end|>"))
     for seed in range(3):
-        trace = search(tot_bfs, sampler_of(trials_tree), Budget(samples=18), expand=24, seed=seed)
+        trace = search(tot_bfs, sampler_of(TWO_LINES), Budget(samples=18), expand=24, seed=seed)
         path = thought([t for span in trace.path(trace.chosen) for t in span.tokens])
         assert path == best + "<|end|>"
         assert len([1 for span in trace.spans if span.visits]) >= 3 + 9 + 9 + 18
@@ -139,7 +139,7 @@ def test_depth_first_answers_where_nothing_passes_the_threshold():
 
 @pytest.mark.parametrize("limit", [1, 2, 5, 17])
 def test_the_limit_counts_steps_gone_on_from(limit):
-    sampler = trials.wild()
+    sampler = hardships.wild()
     sampler._follows = lambda tokens: {"9": 1.0} if thought(tokens).endswith("</think>") else {"x\n": 1.0, "y\n": 1.0}
     trace = search(tot_dfs, sampler, Budget(samples=50, think_tokens=64, answer_tokens=1), limit=limit, threshold=-1.0)
     assert len([call for call in sampler.calls if call.n == 4]) == limit
@@ -151,7 +151,7 @@ def test_the_limit_counts_steps_gone_on_from(limit):
 )
 def test_options_that_allow_nothing_are_refused(strategy, options):
     with pytest.raises(UserError, match="must be 1 or more"):
-        search(strategy, trials.wild(), Budget(), **options)
+        search(strategy, hardships.wild(), Budget(), **options)
 
 
 SEARCHES = {
@@ -165,10 +165,10 @@ every_search = pytest.mark.parametrize("strategy", SEARCHES.values(), ids=SEARCH
 
 @every_search
 def test_what_every_search_must_bear(strategy):
-    trials.keeps_budgets_to_the_token(strategy, 3)
-    trials.bears_a_lost_sampler(strategy, 3)
-    trials.bears_a_lost_scorer(strategy, 3)
-    trials.bears_dead_ends(strategy)
-    trials.ends_a_thought_without_end(strategy)
-    trials.depends_on_the_seed_alone(strategy, 3)
-    trials.leaves_nothing_running(strategy, 3)
+    hardships.keeps_budgets_to_the_token(strategy, 3)
+    hardships.bears_a_lost_sampler(strategy, 3)
+    hardships.bears_a_lost_scorer(strategy, 3)
+    hardships.bears_dead_ends(strategy)
+    hardships.ends_a_thought_without_end(strategy)
+    hardships.depends_on_the_seed_alone(strategy, 3)
+    hardships.leaves_nothing_running(strategy, 3)
