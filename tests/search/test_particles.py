@@ -4,6 +4,7 @@ import asyncio
 import math
 import random
 import statistics
+import sys
 from collections import Counter
 
 import pytest
@@ -268,6 +269,21 @@ def test_systematic_resampling_at_its_edges():
             assert systematic([0.1] * n, n, 0.5) == [1] * n
     assert systematic([0.0, 3.0, 0.0], 4, 1 - 2**-53) == [0, 4, 0] == systematic([0.0, 3.0, 0.0], 4, 0.0)
     assert systematic([0.5, 0.25, 0.25], 4, 0.3) == [2, 1, 1]
+
+
+def test_resampling_has_its_own_randomness(monkeypatch):
+    """A fixed place of the grid would bias what small populations keep; a global generator would make runs differ."""
+    module, seen = sys.modules["mull.search.particles"], []
+    monkeypatch.setattr(module, "systematic", lambda w, n, u: seen.append(u) or systematic(w, n, u))
+    runs = []
+    for _ in range(2):
+        for seed in range(40):
+            search(4, seed, ess=1.0)
+        runs.append(seen.copy())
+        seen.clear()
+        random.seed(0)
+    assert runs[0] == runs[1] and len(set(runs[0])) == len(runs[0]) > 60
+    assert 0 <= min(runs[0]) < 0.1 < 0.9 < max(runs[0]) < 1 and 0.4 < statistics.fmean(runs[0]) < 0.6
 
 
 # ------------------------------------------------------------------------------------------------ the strategy
