@@ -31,6 +31,7 @@
   let size = { width: 1, height: 1 };
   let toColor = () => "";
   let column = COLUMNS[1];
+  let across = { k: 1, left: 0 }; // the zoom at which the tree is as wide as the canvas
 
   // ---------------------------------------------------------------------------------------------- one tree
 
@@ -84,6 +85,7 @@
       if (p.data.i >= 0) order.push(p.data);
     });
     for (const n of order) setLabel(n);
+    measureAcross();
   }
 
   /** What stands to the right of a node: its text, or its answer, or how much is folded away. */
@@ -105,7 +107,7 @@
 
   function toggle(n) {
     if (!n?.children.length) return;
-    const [sx, sy] = transform.apply([n.x, n.y]);
+    const [sx, sy] = at(n);
     if (!folded.delete(n.i)) folded.add(n.i);
     layout();
     setTransform(d3.zoomIdentity.translate(sx - n.x * transform.k, sy - n.y * transform.k).scale(transform.k)); // it stays in place
@@ -118,6 +120,22 @@
     if (shown(n)) return;
     for (let p = n.parent; p; p = p.parent) folded.delete(p.i);
     layout();
+  }
+
+  function measureAcross() {
+    if (!order.length) return;
+    const { left, right } = bounds();
+    across = { k: Math.min(1, (size.width - 30) / (right - left)), left };
+  }
+
+  /**
+   * Where a step is on the canvas. A tree is far taller than wide: zoomed out beyond the width of the canvas it goes
+   * on shrinking downwards only, and is eased into place on the way there.
+   */
+  function at(n) {
+    const { x, y, k } = transform;
+    const own = Math.min(1, Math.max(0, (2 * k) / across.k - 1)); // 1: as the zoom says; 0: across the canvas
+    return [own * (n.x * k + x) + (1 - own) * (15 + (n.x - across.left) * across.k), n.y * k + y];
   }
 
   // ------------------------------------------------------------------------------------------------ drawing
@@ -142,6 +160,7 @@
     canvas.width = Math.round(box.width * ratio);
     canvas.height = Math.round(box.height * ratio);
     context.setTransform(ratio, 0, 0, ratio, 0, 0);
+    measureAcross();
   }
 
   function redraw() {
@@ -153,14 +172,13 @@
 
   function draw() {
     frame = 0;
-    const { x: tx, y: ty, k } = transform;
+    const { k } = transform;
     const { width, height } = size;
     const labels = k >= LABELS_FROM;
     const margin = 14 * k + 4;
     context.clearRect(0, 0, width, height);
     for (const n of order) {
-      n.sx = n.x * k + tx;
-      n.sy = n.y * k + ty;
+      [n.sx, n.sy] = at(n);
       n.in = n.sy > -margin && n.sy < height + margin && n.sx < width + margin && n.sx + reach(n, k, labels) > -margin;
     }
     drawEdges(k, labels, width, height);
@@ -184,9 +202,10 @@
     }
     context.lineWidth = Math.max(0.5, Math.min(1.2, 1.2 * k));
     context.strokeStyle = colors.muted;
-    context.globalAlpha = 0.55;
+    const faint = Math.min(1, 0.35 + 2.5 * k); // from afar thousands of lines lie side by side
+    context.globalAlpha = 0.55 * faint;
     context.stroke(paths[0]);
-    context.globalAlpha = 0.3;
+    context.globalAlpha = 0.3 * faint;
     if (labels) context.setLineDash([3, 3]); // dashes cost, and cannot be seen from afar
     context.stroke(paths[1]);
     context.setLineDash([]);
@@ -205,11 +224,14 @@
   function drawNodes(k) {
     for (const n of order) {
       if (!n.in) continue;
-      const r = Math.max(0.9, n.r * k);
+      const r = Math.max(1.1, n.r * k);
       context.globalAlpha = n.data.pruned ? 0.45 : 1;
       context.fillStyle = toColor(n.data.score);
-      outline(n, r);
-      context.fill();
+      if (r < 1.6) context.fillRect(n.sx - r, n.sy - r, 2 * r, 2 * r); // nobody sees its corners
+      else {
+        outline(n, r);
+        context.fill();
+      }
       if (r > 1.8) {
         const wins = winning.has(n.i);
         context.strokeStyle = wins ? colors.trained : n.data.ok === false ? colors.bad : colors.muted;
@@ -290,7 +312,7 @@
   }
 
   function bringIntoView(n, centre) {
-    const [sx, sy] = transform.apply([n.x, n.y]);
+    const [sx, sy] = at(n);
     const k = transform.k < LABELS_FROM && centre ? 0.85 : transform.k;
     const inside = sx > 20 && sx < size.width - 120 && sy > 36 && sy < size.height - 36;
     if (inside && k === transform.k) return redraw();
@@ -309,14 +331,11 @@
     const k = transform.k;
     const labels = k >= LABELS_FROM;
     const near = d3.least(order, (n) => {
-      const [sx, sy] = transform.apply([n.x, n.y]);
-      const dx = px < sx ? sx - px : Math.max(0, px - sx - reach(n, k, labels));
-      return Math.hypot(dx, py - sy);
+      const [sx, sy] = at(n);
+      n.away = Math.hypot(px < sx ? sx - px : Math.max(0, px - sx - reach(n, k, labels)), py - sy);
+      return n.away;
     });
-    if (!near) return null;
-    const [sx, sy] = transform.apply([near.x, near.y]);
-    const dx = px < sx ? sx - px : Math.max(0, px - sx - reach(near, k, labels));
-    return Math.hypot(dx, py - sy) < Math.max(7, near.r * k + 3) ? near : null;
+    return near && near.away < Math.max(7, near.r * k + 3) ? near : null;
   }
 
   canvas.addEventListener("click", (event) => {
@@ -516,7 +535,7 @@
 
   /** For tests and the console: where a step is on the screen, what is shown, and how long one drawing takes. */
   canvas.viewer = {
-    place: (i) => { const box = canvas.getBoundingClientRect(); const [x, y] = transform.apply([nodes[i].x, nodes[i].y]); return [box.x + x, box.y + y]; },
+    place: (i) => { const box = canvas.getBoundingClientRect(); const [x, y] = at(nodes[i]); return [box.x + x, box.y + y]; },
     state: () => ({ steps: nodes.length, shown: order.length, inView: order.filter((n) => n.in).length, chosen, k: transform.k, x: transform.x, y: transform.y, hits: hits.length }),
     time: () => { const start = performance.now(); draw(); return performance.now() - start; },
   };
