@@ -1,134 +1,114 @@
-"""What every search must bear: small budgets, lost samplers and scorers, dead ends, being cancelled."""
+"""What every strategy must bear, whatever it does: a wild sampler, every budget, losses, cancelling, other orders.
+
+A strategy is given as a function of (sampler, scorer, budget, seed=0) that makes its coroutine.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import math
 import zlib
+from collections.abc import Callable, Coroutine
 
 import pytest
 
 from mull.engine.scripted import ScriptedSampler
-from mull.errors import SamplerLost
+from mull.errors import SamplerLost, StopReason
 from mull.ledger import Budget
-from mull.search.tree import NO_ANSWER, Steps
+from mull.search.tree import NO_ANSWER
 from mull.types import SpanKind, Trace
-from tests.search.tools import QUESTION, ScriptedScorer, assert_sound, canonical, chat, run, sampler_of, thought
+from tests.search.tools import ScriptedScorer, assert_sound, chat, thought
 
-GONE = SamplerLost("gone away")
+Make = Callable[..., Coroutine[None, None, Trace]]
 
 
-def lines(tokens: tuple[int, ...]) -> dict[str, float] | None:
-    """Thoughts of up to three lines, any of which may be the last; one that was cut goes on like any other."""
+def words(tokens: tuple[int, ...]) -> dict[str, float] | None:
+    """Thoughts of some lines, any of which may be the last; an answer follows wherever a thought is closed."""
     text = thought(tokens)
     if text.endswith("</think>"):
         return {"12": 0.6, "7": 0.4}
     if "</think>" in text:
         return None
-    return {"</think>": 1.0} if text.count("\n") >= 3 else {"a\n": 0.4, "bbb\n": 0.4, "</think>": 0.2}
+    return {"</think>": 1.0} if text.count("\n") >= 4 else {"a\n": 0.4, "bbb\n": 0.3, "</think>": 0.25, "": 0.05}
 
 
-def chance(text: str) -> float:
-    """A score that looks like chance, the same for the same text."""
+def value(text: str) -> float:
+    """A number between 0 and 1 that looks like chance."""
     return zlib.crc32(text.encode()) % 1000 / 1000
 
 
 class Unordered(ScriptedSampler):
-    """Answers soon or late, by the prefix and the seed: what is asked first need not arrive first."""
+    """Answers late or soon, by the prefix: what is asked first need not arrive first."""
 
     async def sample(self, prefix_tokens, params, n=1):
-        for _ in range((sum(prefix_tokens) + params.seed) % 9):
+        for _ in range(zlib.crc32(bytes(t % 256 for t in prefix_tokens)) % 7):
             await asyncio.sleep(0)
         return await super().sample(prefix_tokens, params, n)
 
 
-def wild(**options) -> ScriptedSampler:
-    return ScriptedSampler(lines, chat(), **options)
+def wild(kind=ScriptedSampler, **options) -> ScriptedSampler:
+    return kind(words, chat(), **options)
 
 
-def search(strategy, sampler, budget, value=chance, fail=(), **options) -> Trace:
-    scorer = ScriptedScorer(value, fail=dict.fromkeys(fail, GONE))
-    trace = run(strategy, sampler, budget, scorer=scorer, canonical=canonical, **options)
-    assert scorer.running == 0
-    assert_sound(trace, sampler, budget)
-    return trace
+def shown(trace: Trace) -> tuple:
+    """All that a trace says, whatever came first, but for the clock."""
+    steps = [
+        (thought([t for s in trace.path(i) for t in s.tokens]), span.kind, span.score, span.pruned, span.visits)
+        for i, span in enumerate(trace.spans)
+    ]
+    return sorted(steps, key=str), trace.answers, trace.answer, trace.lost, trace.exhausted
 
 
-def paths_of(trace: Trace) -> list[tuple]:
-    """Every sampled step by its path, with all that the search made of it, whatever came first."""
-    found = []
-    for i, span in enumerate(trace.spans):
-        if span.kind is SpanKind.SAMPLED:
-            path = tuple(t for s in trace.path(i) for t in s.tokens)
-            found.append((path, -1.0 if span.score is None else span.score, span.visits, span.pruned))
-    return sorted(found)
-
-
-def keeps_budgets_to_the_token(strategy, n: int) -> None:
-    full = search(strategy, wild(), Budget(samples=n, answer_tokens=4))
-    assert not full.exhausted
-    for tokens in range(full.cost.sampled_tokens + 3):
-        budget = Budget(tokens=tokens, samples=n, answer_tokens=4)
-        trace = search(strategy, wild(), budget, steps=Steps(max_tokens=5))
+def bears_every_budget(make: Make, samples: int = 4, up_to: int = 60) -> None:
+    """Spends no token too many, answers with what there is, and says when it was cut."""
+    for tokens in (*range(up_to), 4 * up_to):
+        sampler, budget = wild(), Budget(tokens=tokens, think_tokens=40, answer_tokens=4, samples=samples)
+        trace = asyncio.run(make(sampler, ScriptedScorer(value), budget))
+        assert_sound(trace, sampler, budget)
         assert (trace.answer == NO_ANSWER) == (tokens == 0), tokens
         assert tokens < 2 or trace.answer in ("12", "7", "1")
-        assert trace.exhausted or tokens > 8, tokens
-    ample = search(strategy, wild(), Budget(tokens=9 * full.cost.sampled_tokens + 999, samples=n, answer_tokens=4))
-    assert paths_of(ample) == paths_of(full) and not ample.exhausted
+        assert trace.exhausted or tokens > samples
+        cut = any(s.stop is StopReason.LENGTH for s in trace.spans if s.kind is SpanKind.SAMPLED)
+        assert trace.exhausted or not cut, tokens
+    budget = Budget(think_tokens=40, answer_tokens=4, samples=samples)
+    full = asyncio.run(make(wild(), ScriptedScorer(value), budget))
+    assert not full.exhausted and shown(full) == shown(trace)
 
 
-def bears_a_lost_sampler(strategy, n: int) -> None:
+def bears_losses(make: Make, samples: int = 4) -> None:
+    """One request lost, or all from some request on; the scorer lost, or without numbers."""
     whole = wild()
-    search(strategy, whole, Budget(samples=n))
+    asyncio.run(make(whole, ScriptedScorer(value), Budget(samples=samples)))
     for k in range(len(whole.calls)):
-        for failing in ({k}, range(k, 999)):  # one request, or all from there on
-            trace = search(strategy, wild(fail=dict.fromkeys(failing, GONE)), Budget(samples=n))
-            assert "the sampler was lost: gone away" in trace.lost and not trace.exhausted
+        for failing in ({k}, set(range(k, 99))):
+            sampler, budget = wild(fail=dict.fromkeys(failing, SamplerLost("gone"))), Budget(samples=samples)
+            trace = asyncio.run(make(sampler, ScriptedScorer(value), budget))
+            assert_sound(trace, sampler, budget)
+            assert "the sampler was lost: gone" in trace.lost and not trace.exhausted
             assert trace.answer in ("12", "7") or (trace.answer == NO_ANSWER and not trace.leaves)
-            assert trace.answer != NO_ANSWER or k == 0 or len(failing) > 1
 
 
-def bears_a_lost_scorer(strategy, n: int) -> None:
-    for failing in ({0}, {1}, {2}, range(999)):
-        trace = search(strategy, wild(), Budget(samples=n), fail=failing)
-        assert trace.answer in ("12", "7") and "the scorer was lost: gone away" in trace.lost
-    for value in (lambda text: math.nan, lambda text: math.nan if "1" in text or "b" in text else 0.5):
-        trace = search(strategy, wild(), Budget(samples=n), value=value)
-        assert trace.answer in ("12", "7") and any("gave no number" in lost for lost in trace.lost)
+def bears_bad_scorers(make: Make, samples: int = 4) -> None:
+    for failing in ({0}, {1}, set(range(99))):
+        sampler, budget = wild(), Budget(samples=samples)
+        scorer = ScriptedScorer(value, fail=dict.fromkeys(failing, SamplerLost("gone")))
+        trace = asyncio.run(make(sampler, scorer, budget))
+        assert_sound(trace, sampler, budget)
+        assert trace.answer in ("12", "7") and (
+            len(scorer.calls) <= min(failing) or any("gone" in t for t in trace.lost)
+        )
+    sampler, budget = wild(), Budget(samples=samples)
+    trace = asyncio.run(make(sampler, ScriptedScorer(lambda text: math.nan), budget))
+    assert_sound(trace, sampler, budget)
+    assert trace.answer in ("12", "7") and trace.lost
 
 
-def bears_dead_ends(strategy) -> None:
-    for script in ({"": {"stop": 1.0}}, {"": {"a\n": 1.0}, "a\n": {"stop": 1.0}}):
-        sampler = sampler_of({**script, "</think>": {"5": 1.0}, "a\n</think>": {"5": 1.0}})
-        trace = search(strategy, sampler, Budget(samples=4))
-        assert trace.answer in ("5", NO_ANSWER) and not trace.exhausted
+def bears_cancelling(make: Make, samples: int = 4, least: int = 9) -> None:
+    """At any moment: nothing is left running. It must have run for `least` turns of the loop to mean something."""
 
-
-def ends_a_thought_without_end(strategy) -> None:
-    sampler, budget = wild(), Budget(samples=4, think_tokens=7)
-
-    def follows(tokens):
-        _, closed, answer = thought(tokens).partition("</think>")
-        return {"x" * 9: 1.0} if not closed else None if answer else {"9": 1.0}
-
-    sampler._follows = follows
-    trace = search(strategy, sampler, budget, steps=Steps(max_tokens=3))
-    assert trace.answer == "9" and any(span.kind is SpanKind.FORCED for span in trace.spans)
-
-
-def depends_on_the_seed_alone(strategy, n: int) -> None:
-    one = search(strategy, wild(), Budget(samples=n), seed=4)
-    assert any(paths_of(one) != paths_of(search(strategy, wild(), Budget(samples=n), seed=s)) for s in (5, 6, 7))
-    for sampler in (wild(), wild(yields=7), Unordered(lines, chat()), Unordered(lines, chat(), yields=3)):
-        other = search(strategy, sampler, Budget(samples=n), seed=4)
-        assert paths_of(one) == paths_of(other) and one.answers == other.answers and one.answer == other.answer
-
-
-def leaves_nothing_running(strategy, n: int) -> None:
     async def cancelled(after: int) -> bool:
-        sampler, scorer = Unordered(lines, chat(), yields=2), ScriptedScorer(chance)
-        work = strategy(QUESTION, sampler, chat(), Budget(samples=n), scorer=scorer, canonical=canonical)
-        task = asyncio.create_task(work)
+        sampler, scorer = wild(Unordered, yields=2), ScriptedScorer(value)
+        task = asyncio.create_task(make(sampler, scorer, Budget(samples=samples)))
         for _ in range(after):
             await asyncio.sleep(0)
         if task.done():
@@ -141,5 +121,17 @@ def leaves_nothing_running(strategy, n: int) -> None:
 
     after = 0
     while asyncio.run(cancelled(after)):
-        after += 3
-    assert after > 15
+        after += 2
+    assert after > least
+
+
+def bears_other_orders(make: Make, samples: int = 4) -> None:
+    """The seed decides, and nothing else."""
+
+    def result(sampler: ScriptedSampler, seed: int) -> tuple:
+        return shown(asyncio.run(make(sampler, ScriptedScorer(value), Budget(samples=samples), seed=seed)))
+
+    one = result(wild(), 4)
+    for other in (wild(), wild(yields=7), wild(Unordered), wild(Unordered, yields=3)):
+        assert result(other, 4) == one
+    assert any(result(wild(), seed) != one for seed in range(5, 12))
