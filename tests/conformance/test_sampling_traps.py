@@ -10,7 +10,6 @@ from dataclasses import replace
 import pytest
 import torch
 
-from mull.engine.pages import PAGE
 from mull.engine.scripted import ScriptedSampler
 from mull.errors import StopReason
 from mull.learn import losses, optim
@@ -272,11 +271,10 @@ def test_a_shared_prefix_is_counted_once():
     found = ask(made, prefix, n=8, max_tokens=10)
     costs = [c.cost for c in found]
     assert sum(c.prefill_tokens + c.sampled_tokens - 1 for c in costs) == made.step_rows
-    assert sum(c.cached_tokens for c in costs) == 7 * (69 // PAGE * PAGE)
+    assert sum(c.cached_tokens for c in costs) == 7 * 69
     assert all(c.prefill_tokens + c.cached_tokens == 70 for c in costs)
-    shared = 69 // PAGE * PAGE
-    rest = causal_context(shared, 79)
-    expected = forward_flops(CONFIG, 79, causal_context(0, 79), 10) + 7 * forward_flops(CONFIG, 79 - shared, rest, 10)
+    rest = causal_context(69, 79)
+    expected = forward_flops(CONFIG, 79, causal_context(0, 79), 10) + 7 * forward_flops(CONFIG, 10, rest, 10)
     assert sum(c.flops for c in costs) == expected == made.spent.flops
     buggy = 8 * forward_flops(CONFIG, 79, causal_context(0, 79), 10)
     assert buggy > 2 * expected

@@ -77,29 +77,38 @@ def test_costs_are_the_tokens_that_were_read_and_no_logits():
 
 @BOTH
 def test_nested_readings_cost_the_new_tokens(torch_pages):
-    """A child shares its parent's full pages; so do a sample below a reading and a reading below a sample."""
+    """So does a sample below a reading, and a reading below a sample."""
     built, [tokens] = model(), prompts(1, shortest=100, longest=101)
     made = engine(built, torch_pages=torch_pages)
-    read(made, whole(tokens[: 2 * PAGE]))
-    for end, start in ((50, 2 * PAGE), (64, 48), (70, 64)):
+    read(made, (tokens[:21], [20]))
+    for start, end in ((21, 30), (30, 48), (48, 49), (49, 70)):
         [child] = read(made, (tokens[:end], range(start, end)))
         assert child.cost.cached_tokens == start and child.cost.scorer_tokens == end - start
         assert gap(built, tokens[:end], range(start, end), child) < 1e-5
     [again] = read(made, (tokens[:70], [0, 69]))
     assert again.cost.cached_tokens == 0, "what is at or after the first position is computed"
     [c] = ask(made, tokens[:80], max_tokens=20)
-    assert c.cost.cached_tokens == 64 and worst_gap(built, tokens[:80], c) < 1e-5
+    assert c.cost.cached_tokens == 70 and worst_gap(built, tokens[:80], c) < 1e-5
     below = [*tokens[:80], *c.tokens]
     [leaf] = read(made, (below, [len(below) - 1]))
-    assert leaf.cost.cached_tokens == (len(below) - 1) // PAGE * PAGE
+    assert leaf.cost.scorer_tokens == 1, "only the last sampled token was never read"
     assert gap(built, below, [len(below) - 1], leaf) < 1e-5
 
 
-def test_equal_prefixes_that_ask_together_are_read_once():
-    [tokens] = prompts(1, shortest=90, longest=91)
+def test_a_prefix_that_readings_share_is_read_once_where_that_is_worth_a_step():
+    """They ask together. A waits for what B reads when that is half a page or more, or all it needs of a page."""
+    [tokens] = prompts(1, shortest=92, longest=93)
+    for shared, first, others in ((80, 83, 3), (8, 11, 3), (7, 10, 10)):
+        found = read(engine(), *[(tokens[:shared] + [i] * 3, [shared + 2]) for i in range(8)])
+        assert sorted(r.cost.scorer_tokens for r in found) == [others] * 7 + [first]
+    for cached, shared, first, others in ((80, 88, 11, 3), (80, 87, 10, 10), (83, 91, 11, 3), (83, 90, 10, 10)):
+        made = engine()
+        read(made, (tokens[:cached], [cached - 1]))
+        found = read(made, *[(tokens[:shared] + [i] * 3, [shared + 2]) for i in range(8)])
+        assert sorted(r.cost.scorer_tokens for r in found) == [others] * 7 + [first]
     made = engine()
-    found = read(made, *[(tokens[:80] + [i] * 3, [82]) for i in range(8)])
-    assert sorted(r.cost.scorer_tokens for r in found) == [3] * 7 + [83]
+    found = read(made, *[(tokens[:5], [4])] * 8)
+    assert sorted(r.cost.scorer_tokens for r in found) == [1] * 7 + [5] and made.steps == 2
 
 
 @BOTH

@@ -274,6 +274,8 @@ class LocalEngine:
         s = self.schedule
         self._notice_weights()
         s.admit()
+        if s.copies:
+            self.memory.copy(s.copies)
         rows = s.rows()
         assert rows is not None, "work is waiting, nothing runs, and nothing was admitted"
         hidden_NE = self._lanes.run(self._forward, split(rows, self._lanes.count))

@@ -34,6 +34,12 @@ class NativePages:
         # Zeroed pages that were never touched cost no memory: the system maps them on first use.
         self.keys, self.values = torch.zeros(shape), torch.zeros(shape)
 
+    def copy(self, copies: list[tuple[int, int]]) -> None:
+        """Copies pages, [(from, to), …], in one go: what is copied is what lay there before."""
+        source, target = torch.tensor(copies).T
+        for pool in (self.keys, self.values):
+            pool[:, target] = pool[:, source]
+
     def attend(self, rows: Rows) -> Attend:
         c, lib = self.config, self.library
         slots = np.ascontiguousarray(rows.slot_N, dtype=np.int32)
@@ -62,6 +68,13 @@ class TorchPages:
         shape = (config.num_layers, num_pages * PAGE, config.num_kv_heads, config.head_dim)
         self.keys = torch.zeros(shape, dtype=dtype, device=device)
         self.values = torch.zeros(shape, dtype=dtype, device=device)
+
+    def copy(self, copies: list[tuple[int, int]]) -> None:
+        """See `NativePages.copy`."""
+        source, target = torch.tensor(copies, device=self.device).T
+        for pool in (self.keys, self.values):
+            pages = pool.unflatten(1, (-1, PAGE))
+            pages[:, target] = pages[:, source]
 
     def attend(self, rows: Rows) -> Attend:
         n = np.arange(len(rows.slot_N))

@@ -13,13 +13,14 @@ Per-sequence state is in arrays over slots, because a step has to cost microseco
 from __future__ import annotations
 
 import asyncio
+from bisect import insort
 from collections import deque
 from dataclasses import dataclass, field
 
 import numpy as np
 
 from mull.chat.decode import StreamDecoder
-from mull.engine.pages import PAGE, OutOfPages, PagePool, Rows, chain, page_digests, root_digest
+from mull.engine.pages import PAGE, TOKEN_BYTES, OutOfPages, PagePool, Rows, chain, closest, page_digests
 from mull.errors import StopReason
 from mull.models.config import ModelConfig
 from mull.models.flops import causal_context, forward_flops
@@ -38,7 +39,7 @@ class Call:
     future: asyncio.Future[list]
     limit: int  # total tokens at which its requests end; a reading's length plus one, as it reads its last token, too
     results: list  # a Completion, or a reading's Cost, per request; None until it has ended
-    digests: list[bytes] = field(default_factory=list)  # of the prefix's full pages, under `version`
+    digests: list[bytes] = field(default_factory=list)  # see `page_digests`; of the prefix, under `version`
     version: int = -1
 
     def digests_under(self, version: int) -> list[bytes]:
@@ -62,8 +63,8 @@ class Request:
     decoder: StreamDecoder | None = None  # only where there are stop strings
     tail: str = ""  # the text that a stop string may have begun in
     pages: list[int] = field(default_factory=list)
-    digests: list[bytes] = field(default_factory=list)  # of full pages, as far as they are known
-    registered: int = 0  # pages that are findable by others
+    digests: list[bytes] = field(default_factory=list)  # see `page_digests`; as far as they are known
+    registered: int = 0  # full pages that are findable by others
     entered_at: int = 0  # tokens that were cached when it entered its slot
     cached: int = 0  # the same at its first entrance
     computed: int = 0  # tokens through the model before its last entrance
@@ -71,12 +72,13 @@ class Request:
 
     @property
     def sharable(self) -> int:
-        """Full pages that it may take from the cache: the last scored token must be computed, for its output."""
-        return (self.scored - 1) // PAGE
+        """Tokens that it may take from the cache: the last scored token must be computed, for its output."""
+        return self.scored - 1
 
-    def next_digest(self) -> bytes | None:
-        """Of the page that it fills next, where another request may be about to fill the same."""
-        return self.digests[self.registered] if self.registered < self.sharable else None
+    def reads_next(self) -> bytes:
+        """The sharable tokens of the first page that is not registered: what others may have, or be reading, too."""
+        start = self.registered * PAGE
+        return self.tokens[start : min(start + PAGE, self.sharable)].tobytes()
 
 
 class Schedule:
@@ -108,6 +110,7 @@ class Schedule:
         self.watched = np.zeros(s, bool)  # has stop strings
         self.reads = np.zeros(s, bool)  # wants hidden states, no tokens
         self.wanted = np.zeros((s, t), bool)  # of those slots: at which positions
+        self.copies: list[tuple[int, int]] = []  # (from page, to page), to be made before the next step
         self.preemptions = 0
         self.spent = Cost()  # of all requests that have left, withdrawn ones included
         self._taking: tuple[np.ndarray, np.ndarray] = (np.zeros(0, np.int32), np.zeros(0, np.int32))
@@ -157,21 +160,28 @@ class Schedule:
         return None
 
     def advance(self) -> None:
-        """The rows were computed: counts them, and makes newly filled pages findable."""
+        """The rows were computed: counts them, and makes findable which pages were filled and which prefixes read."""
         order, take = self._taking
-        self.computed[order] += take
-        for slot in order[self.computed[order] // PAGE > self.registered[order]].tolist():
-            request = self.request(slot)
-            while (request.registered + 1) * PAGE <= self.computed[slot]:
-                page = request.registered
-                if page == len(request.digests):
-                    tokens = self.tokens[slot, page * PAGE : (page + 1) * PAGE]
-                    request.digests.append(
-                        chain(request.digests[-1] if page else root_digest(self.policy_version), tokens)
-                    )
-                self.pool.register(request.pages[page], request.digests[page])
-                request.registered += 1
-            self.registered[slot] = request.registered
+        before, wanted = self.computed[order], self.wanted_from[order]
+        now = self.computed[order] = before + take
+        filled, read = now // PAGE > self.registered[order], (before < wanted) & (now >= wanted)
+        for slot in order[filled | read].tolist():
+            self._publish(slot)
+
+    def _publish(self, slot: int) -> None:
+        """Makes all that a slot has computed findable."""
+        request, tokens, computed = self.request(slot), self.tokens[slot], int(self.computed[slot])
+        while (request.registered + 1) * PAGE <= computed:
+            page = request.registered
+            contents = tokens[page * PAGE : (page + 1) * PAGE].tobytes()
+            if len(request.digests) == page + 1:
+                request.digests.append(chain(request.digests[page], contents))
+            self.pool.register(request.pages[page], request.digests[page], contents, request.digests[page + 1])
+            request.registered += 1
+        self.registered[slot] = page = request.registered
+        if page * PAGE < computed:
+            contents = tokens[page * PAGE : computed].tobytes()
+            self.pool.register(request.pages[page], request.digests[page], contents)
 
     def _allocate(self, slot: int, want: int) -> None:
         request = self.request(slot)
@@ -186,54 +196,63 @@ class Schedule:
     def admit(self) -> None:
         """Takes waiting requests in order while a slot and the pages for their known tokens plus one are there.
 
-        A request whose next page some running request is about to fill waits for it instead of computing it twice:
-        that is how the samples of one group share their prompt. With nothing running the first one always enters, so
-        waiting ends.
+        A request waits for what some running request is about to read, instead of reading it as well, if that is all
+        it needs of its next page or half a page more than is cached: so the samples of one group share their prompt.
+        With nothing running the first one always enters, so waiting ends.
         """
+        self.copies = []
         if not (self.waiting and self.free_slots):
             return
         order = np.array(self.order, dtype=np.int32)
         target = np.minimum(self.length[order], self.limit[order] - 1)
         promised = int(np.maximum((target + PAGE - 1) // PAGE - self.held[order], 0).sum())
-        reading = order[self.computed[order] < self.wanted_from[order]]
-        being_filled = {self.request(slot).next_digest() for slot in reading.tolist()} - {None}
+        being_read: dict[bytes, list[tuple[bytes, int]]] = {}  # sorted (contents, slot) by the digest before them
+        for slot in order[self.computed[order] < self.wanted_from[order]].tolist():
+            request = self.request(slot)
+            insort(being_read.setdefault(request.digests[request.registered], []), (request.reads_next(), slot))
         deferred: list[Request] = []
         while self.waiting and self.free_slots:
             request = self.waiting[0]
             if not request.started:
                 request.digests = list(request.call.digests_under(self.policy_version))
-            pages = self.pool.match(request.digests[: request.sharable])
+            pages = self.pool.match(request.digests[1 : 1 + request.sharable // PAGE])
             request.registered = len(pages)
-            following = request.next_digest()
-            if following in being_filled:
+            parent, contents = request.digests[len(pages)], request.reads_next()
+            cached, source = self.pool.closest(parent, contents)
+            promising = closest(being_read.get(parent, ()), contents)[0]
+            if promising > cached and (promising * TOKEN_BYTES == len(contents) or promising - cached >= PAGE // 2):
                 self.pool.release(pages)
                 deferred.append(self.waiting.popleft())
                 continue
-            wanted = pages_for(min(len(request.tokens) + 1, request.call.limit - 1)) - len(pages)
+            wanted = max(0, pages_for(min(len(request.tokens) + 1, request.call.limit - 1)) - len(pages))
             if self.order and wanted + promised > self.pool.available:
                 self.pool.release(pages)
                 break
-            promised += max(wanted, 0)
-            if following is not None:
-                being_filled.add(following)
+            if cached:
+                wanted -= 1
+                pages.append(self.pool.allocate())
+                self.copies.append((source, pages[-1]))
+            promised += wanted
             self.waiting.popleft()
-            self._enter(request, pages)
+            slot = self._enter(request, pages, request.registered * PAGE + cached)
+            if cached * TOKEN_BYTES < len(contents):
+                insort(being_read.setdefault(parent, []), (contents, slot))
         self.waiting.extendleft(reversed(deferred))
 
-    def _enter(self, request: Request, pages: list[int]) -> None:
+    def _enter(self, request: Request, pages: list[int], cached: int) -> int:
         slot = self.free_slots.pop()
         self.requests[slot] = request
         self.order.append(slot)
-        shared, n, p = len(pages), len(request.tokens), request.params
-        request.pages, request.entered_at = pages, shared * PAGE
+        n, p = len(request.tokens), request.params
+        request.pages, request.entered_at = pages, cached
         if not request.started:
-            request.cached, request.started = shared * PAGE, True
-        self.table[slot, :shared] = pages
-        self.held[slot] = self.registered[slot] = shared
+            request.cached, request.started = cached, True
+        self.table[slot, : len(pages)] = pages
+        self.held[slot], self.registered[slot] = len(pages), request.registered
         self.tokens[slot, :n] = request.tokens
         if request.logprobs is not None:
             self.logprobs[slot, :n] = request.logprobs
-        self.length[slot], self.computed[slot] = n, shared * PAGE
+        self.length[slot], self.computed[slot] = n, cached
         self.prefix[slot], self.limit[slot] = len(request.call.prefix), request.call.limit
         self.wanted_from[slot] = request.scored - 1
         self.seed[slot] = p.seed
@@ -248,9 +267,12 @@ class Schedule:
         if request.positions is not None:
             self.wanted[slot] = False
             self.wanted[slot, request.positions] = True
+        return slot
 
     def _leave(self, slot: int) -> Request:
         request, computed = self.request(slot), int(self.computed[slot])
+        if computed > request.entered_at:
+            self._publish(slot)
         request.computed += computed - request.entered_at
         request.context += causal_context(request.entered_at, computed)
         self.pool.release(request.pages)
