@@ -267,14 +267,11 @@ def _publish(cfg: CompareConfig, known: Sequence[int], later: Sequence[int]) -> 
     made, at = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), commit()
     new = []
     for strategy in cells.strategies:
-        for task in cells.shown_tasks():
-            for fit in comparison.fits(cells, strategy, task, "samples", up_to=known[-1]):
-                for n in later:
-                    new.append(
-                        fits.make_prediction(
-                            fit, float(n), strategy=strategy, task=task, unit="samples", made=made, commit=at
-                        )
-                    )
+        task = cells.shown_tasks()[0]
+        for fit in comparison.fits(cells, strategy, task, "samples", up_to=known[-1]):
+            for n in later:
+                about = {"strategy": strategy, "task": task, "unit": "samples", "made": made, "commit": at}
+                new.append(fits.make_prediction(fit, float(n), problems=fit.n, **about))
     fits.publish(cfg.out / "predictions.json", new)
 
 

@@ -161,7 +161,7 @@ async def chains(tree: Tree, n: int, aggregate: Aggregate) -> list[Node]:
 
 
 def graft(trace: Trace, sub: Trace) -> None:
-    """Joins another trace of the same question at the root, and takes its choice."""
+    """Joins another trace of the same question at the root, and takes its choice if it came to one."""
     shift = len(trace.spans) - 1  # its root is ours
     for span in sub.spans[1:]:
         trace.spans.append(replace(span, parent=0 if span.parent == 0 else span.parent + shift))
@@ -170,4 +170,5 @@ def graft(trace: Trace, sub: Trace) -> None:
     trace.answers += sub.answers
     trace.lost += sub.lost
     trace.exhausted |= sub.exhausted
-    trace.answer, trace.chosen = sub.answer, sub.chosen + shift if sub.chosen >= 0 else -1
+    if sub.leaves:
+        trace.answer, trace.chosen = sub.answer, sub.chosen + shift if sub.chosen >= 0 else -1

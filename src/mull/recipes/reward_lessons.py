@@ -1,0 +1,157 @@
+"""From sampled chains to what each kind of scorer learns, and a count of it."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from mull.chat import Chat
+from mull.chat.template import CLOSE
+from mull.engine.sampler import derive_seed
+from mull.errors import UserError
+from mull.learn import labels as lab
+from mull.learn.critique import critique_sample, critique_text, first_wrong, plant
+from mull.learn.labels import Chain, Label
+from mull.learn.values import Group, ValueSample
+from mull.recipes.reward_data import Labelled, Sampled, different
+from mull.tasks.base import Checked
+from mull.types import Sample
+
+if TYPE_CHECKING:
+    from mull.recipes.reward import RewardConfig
+
+Lesson = Group | Sample  # for a value model, for a critic
+
+
+def tokens_of(lesson: Lesson) -> list[int]:
+    """The lengths of its sequences."""
+    return [len(one.tokens) for one in lesson] if isinstance(lesson, tuple) else [len(lesson.tokens)]
+
+
+def lessons(
+    cfg: RewardConfig,
+    tasks: Sequence[Checked],
+    chat: Chat,
+    sampled: Sequence[Sampled],
+    labelled: Sequence[Labelled] | None = None,
+) -> tuple[list[Lesson], dict[str, Any]]:
+    """(what is to be learnt, what it is made of: see `scorer.json`).
+
+    UserError when the tasks cannot judge steps and the kind needs that.
+    """
+    by_question = [s.chains(chat) for s in sampled]
+    everything = [chain for chains in by_question for chain in chains]
+    made: dict[str, Any] = {
+        "questions": len(sampled),
+        "chains": len(everything),
+        "right": sum(chain.correct is True for chain in everything),
+        "unscorable": sum(chain.correct is None for chain in everything),
+    }
+    if cfg.kind in ("prm", "critic"):
+        made["unaligned"] = sum(chain.steps is None for chain in everything)
+        if not any(line.ok is not None for s in sampled for lines in s.lines for line in lines):
+            raise UserError(
+                f"no line of the traces of {', '.join(cfg.tasks)} could be judged, and a {cfg.kind} scorer learns from"
+                " judged lines: choose a task that checks steps, or kind=orm, prm-rollouts or omega"
+            )
+    todo: list[Lesson] = []
+    match cfg.kind:
+        case "orm":
+            lm = cfg.lm_weight > 0
+            for chain in everything:
+                if found := lab.outcome_labels(chain):
+                    todo.append((ValueSample(chain.tokens, found, chain.prompt if lm else None),))
+            made["by"] = "the verdict on the answer, at every token"
+        case "prm":
+            todo += _steps([(chain, lab.exact_labels(chain)) for chain in everything])
+            made["by"] = "the task's step checks, up to the first false step"
+        case "prm-rollouts" | "omega":
+            assert labelled is not None
+            pairs = []
+            for chains, found in zip(by_question, labelled, strict=True):
+                pairs += zip(different(chains), found.labels, strict=False)  # the first few of the chains have labels
+            if cfg.hard and cfg.kind == "prm-rollouts":
+                pairs = [(chain, lab.hard(found)) for chain, found in pairs]
+            todo += _steps(pairs)
+            made |= {"by": f"{cfg.rollouts} rollouts a prefix", "rollouts": sum(one.rollouts for one in labelled)}
+            made |= noise([(chain, found) for chain, found in pairs if found])
+        case "pairwise":
+            rng = random.Random(derive_seed(cfg.seed, 1))
+            for chains in by_question:
+                pairs = lab.outcome_pairs(chains, rng) + lab.sibling_pairs(chains, rng)
+                todo += [(_end(pair.better, 1.0), _end(pair.worse, 0.0)) for pair in pairs]
+            made["by"] = "right chains and right next steps over wrong ones of the same question"
+        case "critic":
+            rng = random.Random(derive_seed(cfg.seed, 1))
+            by_name = {task.name: task for task in tasks}
+            planted = 0
+            for s, chains in zip(sampled, by_question, strict=True):
+                for i, chain in enumerate(chains):
+                    got = _critique(s, i, chain, by_name[s.problem.question.task], chat, rng)
+                    if got is not None:
+                        todo.append(got[0])
+                        planted += got[1]
+            made |= {"by": "the task's step checks", "planted": planted}
+    counted = [label for lesson in todo if isinstance(lesson, tuple) for one in lesson for label in one.labels]
+    made |= {"lessons": len(todo), "labels": len(counted), "positive": sum(label.value > 0.5 for label in counted)}
+    return todo, made
+
+
+def _steps(pairs: Sequence[tuple[Chain, Sequence[Label]]]) -> list[Lesson]:
+    """A sequence is cut behind its last label: nothing behind it is learnt."""
+    return [(ValueSample(chain.tokens[: found[-1].end], found),) for chain, found in pairs if found]
+
+
+def _end(tokens: Sequence[int], value: float) -> ValueSample:
+    return ValueSample(tokens, [Label(len(tokens), value)])
+
+
+def noise(pairs: Sequence[tuple[Chain, Sequence[Label]]]) -> dict[str, Any]:
+    """Sampled labels against exact ones where the task gives those: how often a false step was called right (share
+    above 1/2), and a right one wrong."""
+    false_called_right = false = right_called_wrong = right = 0
+    for chain, found in pairs:
+        exact = dict(lab.exact_labels(chain))
+        for end, value in found:
+            if exact.get(end) == 0:
+                false += 1
+                false_called_right += value > 0.5
+            elif exact.get(end) == 1:
+                right += 1
+                right_called_wrong += value <= 0.5
+    return {
+        "false_called_right": false_called_right / false if false else None,
+        "right_called_wrong": right_called_wrong / right if right else None,
+    }
+
+
+def _critique(
+    s: Sampled, i: int, chain: Chain, task: Checked, chat: Chat, rng: random.Random
+) -> tuple[Sample, bool] | None:
+    """(one lesson from chain `i`, whether its error was planted): half of the time an error is planted where one takes,
+    and the thought cut behind it; otherwise the chain as it was sampled, whole or cut behind one of its steps."""
+    lines = list(s.lines[i])
+    if chain.steps is None or not chain.ends:
+        return None
+    completion = s.completions[i]
+    if rng.random() < 0.5:
+        thought = chat.split(completion)[0]
+        spoilt = plant(s.problem, task, thought, rng)
+        if spoilt is not None:
+            text, number = spoilt
+            place = [at for at, line in enumerate(text.split("\n")) if line.strip()]
+            kept = "\n".join(text.split("\n")[: place[number - 1] + 1])
+            judged = task.check_steps(s.problem, kept)
+            if first_wrong(judged) == number:
+                behind = chat.encode("\n") if rng.random() < 0.5 or number < len(place) else list(chat.think_close)
+                prefix = [*s.prompt, *chat.encode(kept), *behind]
+                return critique_sample(chat, prefix, critique_text(judged, None)), True
+    end = chain.ends[-1] if rng.random() < 0.5 else rng.choice(chain.ends)
+    if end == len(chain.tokens) and chain.answered:
+        if chain.correct is None:
+            return None
+        return critique_sample(chat, chain.tokens, critique_text(lines, chain.correct)), False
+    thought = chat.decode(chain.tokens[chain.prompt : end]).partition(CLOSE)[0]
+    done = sum(bool(line.strip()) for line in thought.split("\n"))
+    return critique_sample(chat, chain.tokens[:end], critique_text(lines[:done], None)), False
