@@ -56,8 +56,6 @@ async def adaptive_vote(
         n = min(batch, budget.samples - asked)
         ends = await tree.complete(tree.root, n)
         asked += n
-        if not ends:
-            break  # nothing more can be had
         new = [end for end in ends if end.done]
         leaves += new
         scored = scored and await tree.score(new)
