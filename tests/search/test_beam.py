@@ -15,7 +15,7 @@ from mull.search.rebase import rebase
 from mull.search.sample import Decoding, sample
 from mull.search.tree import NO_ANSWER, Steps, Tree
 from mull.types import SpanKind, Trace
-from tests.search.tools import QUESTION, ScriptedScorer, assert_sound, canonical, chat, run, sampler_of, thought
+from tests.search.tools import QUESTION, ScriptedScorer, assert_sound, canonical, chat, run, sampler_of, texts, thought
 
 GREEDY = Decoding(temperature=0.0)
 
@@ -47,7 +47,11 @@ def search(strategy, sampler, n, value=lambda text: 0.5, budget=None, **options)
 
 
 def lines(trace: Trace, leaf: int) -> str:
-    return thought([token for span in trace.path(leaf) for token in span.tokens])
+    return thought(path_tokens(trace, leaf))
+
+
+def path_tokens(trace: Trace, leaf: int) -> tuple[int, ...]:
+    return tuple(token for span in trace.path(leaf) for token in span.tokens)
 
 
 def steps_of(trace: Trace) -> list[tuple]:
@@ -89,8 +93,7 @@ def test_a_beam_of_one_path_is_a_plain_chain_of_steps(expand):
     seen = set()
     for seed in range(8):
         trace = search(beam, sampler_of(TRAP), 1, expand=expand, seed=seed)
-        path = tuple(token for span in trace.path(trace.chosen) for token in span.tokens)
-        assert path == asyncio.run(chain(seed))
+        assert path_tokens(trace, trace.chosen) == asyncio.run(chain(seed))
         assert len(trace.spans) == 5  # the prompt, two lines, the end of the thought, the answer
         seen.add(trace.answer)
     assert seen == {"1", "2"}
@@ -106,12 +109,30 @@ def test_dvts_with_one_root_is_a_beam_of_one(expand, lookahead):
 
 
 def test_a_wide_beam_finds_the_optimum_that_a_greedy_one_misses():
+    """Eight paths, of which one is kept, or four. With fewer than four of the eight on "a", four hold "b"."""
+    seeds = 0
+    for seed in range(12):
+        narrow = search(beam, sampler_of(TRAP), 8, trap_score, expand=8, seed=seed)
+        wide = search(beam, sampler_of(TRAP), 8, trap_score, expand=2, seed=seed)
+        first = texts(wide)[:8]
+        assert first == texts(narrow)[:8] and {"a\n", "b\n"} == set(first)  # seen, and passed by
+        assert set(narrow.answers) == {"1"}
+        if first.count("a\n") < 4:
+            assert wide.answer == "2"
+            seeds += 1
+    assert seeds > 2
+
+
+def test_copies_of_the_best_step_are_not_dropped_for_worse_ones():
+    """With three different steps at all, a beam of different ones would go on from bad ones as well."""
+    script = {"": {"a\n": 3.0, "b\n": 1.0, "c\n": 1.0}, "a\n": {"</think>": 1.0}, "a\n</think>": {"1": 1.0}}
+    value = {"a\n": 0.9, "b\n": 0.2, "c\n": 0.1}
     for seed in range(5):
-        narrow = search(beam, sampler_of(TRAP), 4, trap_score, expand=4, seed=seed)
-        wide = search(beam, sampler_of(TRAP), 8, trap_score, expand=4, seed=seed)
-        assert "b\n" in {step[0] for step in steps_of(narrow)}  # seen, and passed by
-        assert (narrow.answer, wide.answer) == ("1", "2")
-        assert {a for a in wide.answers} == {"1", "2"}  # both went on: two paths were kept
+        sampler = sampler_of(script)
+        trace = search(beam, sampler, 8, lambda text: value.get(text, 0.9), expand=4, seed=seed)
+        assert texts(trace)[:8].count("a\n") >= 2 and len(set(texts(trace)[:8])) > 1
+        assert [(thought(call.prefix), call.n) for call in sampler.calls[:2]] == [("", 8), ("a\n", 8)]
+        assert trace.answers == ["1"] * 8
 
 
 def test_lookahead_finds_what_a_myopic_score_misses():
@@ -158,16 +179,10 @@ def test_equal_paths_go_on_once_and_are_scored_once():
     sampler, budget = sampler_of(LINE), Budget(samples=4)
     trace = run(beam, sampler, budget, scorer=scorer, canonical=canonical, expand=2)
     assert scorer.calls == [["a\n"], ["a\nb\n"], ["a\nb\n</think>"], ["a\nb\n</think>7<|end|>"]]
-    assert [call.n for call in sampler.calls] == [4, 2, 2, 2]
-    assert [span.pruned for span in trace.spans] == [False] + [False, True, True, True] + 2 * [False, True] + 2 * [
-        False
-    ]
-    assert trace.answers == ["7", "7"] and trace.cost.scorer_tokens == len(lines_tokens(trace))
+    assert [call.n for call in sampler.calls] == [4, 4, 4, 4]
+    assert [span.pruned for span in trace.spans] == [False] + 3 * [False, True, True, True] + 4 * [False]
+    assert trace.answers == ["7"] * 4 and trace.cost.scorer_tokens == len(path_tokens(trace, trace.leaves[0]))
     assert_sound(trace, sampler, budget)
-
-
-def lines_tokens(trace: Trace) -> list[int]:
-    return [token for span in trace.path(trace.leaves[0]) for token in span.tokens]
 
 
 def test_how_often_an_answer_is_reached_counts_in_the_vote():

@@ -4,13 +4,16 @@ Where implementations differ, this one
 - counts a finished path as one of the N, so that at most N paths are ever there; a beam that is refilled until N have
   finished samples more than N;
 - gives a vote to finished paths only, never to a last step that did not end (search-and-learn issue 57);
-- goes on once from equal paths, as a beam of copies has no width, but lets each finished copy vote, as how often an
-  answer is reached is evidence.
+- goes on from equal paths as one, with the next steps of all. To drop the copies before ranking, as some do, fills the
+  beam with worse paths wherever few different steps are likely: nano's beams then fell behind best-of-N. Copies of a
+  finished path all vote: how often an answer is reached is evidence.
 """
 
 from __future__ import annotations
 
 import functools
+import itertools
+from collections import Counter
 from collections.abc import Sequence
 from typing import Literal
 
@@ -110,7 +113,8 @@ async def _climb(
         await _judge(tree, nodes, lookahead)
         finished += [node for node in nodes if node.done]
         alive = ranked(nodes, aggregate)
-        shares = _shares(paths - len(finished), len(alive), expand)
+        copies = Counter(node.tokens for node in grown)
+        shares = _shares(paths - len(finished), [copies[node.tokens] for node in alive], expand)
         for node in alive[len(shares) :]:
             tree.prune(node)
         grown = await grow(tree, alive, shares)
@@ -128,15 +132,19 @@ async def grow(tree: Tree, nodes: Sequence[Node], widths: Sequence[int]) -> list
     return [child for children in grown for child in children]
 
 
-def _shares(slots: int, alive: int, expand: int) -> list[int]:
-    """How many next steps each of the best paths gets: at most `expand`, for as few paths as fill the slots.
+def _shares(slots: int, copies: Sequence[int], expand: int) -> list[int]:
+    """How many next steps each of the best paths gets: at most `expand` for each copy of it that is kept, and no more
+    kept than fill the slots. `copies` are in the order of the paths, the best first.
 
-    >>> _shares(slots=7, alive=9, expand=4), _shares(slots=16, alive=2, expand=4)
-    ([4, 3], [4, 4])
+    >>> _shares(slots=7, copies=[1, 1, 1], expand=4), _shares(slots=16, copies=[3, 5, 8], expand=4)
+    ([4, 3], [12, 4])
     """
-    kept = min(alive, -(-slots // expand))
+    kept = min(sum(copies), -(-slots // expand))
     whole = min(slots, kept * expand)
-    return [whole // kept + (i < whole % kept) for i in range(kept)]
+    each = [whole // kept + (i < whole % kept) for i in range(kept)]
+    ends = itertools.accumulate(copies)
+    shares = [sum(each[end - n : end]) for end, n in zip(ends, copies, strict=True)]
+    return [share for share in shares if share > 0]
 
 
 def different(tree: Tree, nodes: Sequence[Node]) -> list[Node]:
