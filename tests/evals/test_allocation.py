@@ -34,10 +34,10 @@ def test_each_bin_takes_what_pays_for_it():
 
 
 def test_the_frontier_reaches_the_dear_plan_s_accuracy_for_less():
-    edges, points = frontier(outcomes(), 1, bins=3)
-    assert len(edges) == 2 and [p.flops for p in points] == sorted(p.flops for p in points)
+    edges, points = frontier(outcomes(), 1, bins=12)
+    assert len(edges) == 11 and [p.flops for p in points] == sorted(p.flops for p in points)
     assert points[0].flops == pytest.approx(4)
-    reached = [p for p in points if p.accuracy > outcomes().accuracy_RC[:, 1].mean() - 0.02]
+    reached = [p for p in points if p.accuracy > outcomes().accuracy_RC[:, 1].mean() - 0.04]
     assert min(p.flops for p in reached) < 32
 
 
