@@ -109,18 +109,17 @@ def test_dvts_with_one_root_is_a_beam_of_one(expand, lookahead):
 
 
 def test_a_wide_beam_finds_the_optimum_that_a_greedy_one_misses():
-    """Eight paths, of which one is kept, or four. With fewer than four of the eight on "a", four hold "b"."""
+    """Eight paths, of which one is kept, or four. With one to three of the eight on "a", four hold "b"."""
+    script = {**TRAP, "": {"a\n": 1.0, "b\n": 2.0}}
     seeds = 0
-    for seed in range(12):
-        narrow = search(beam, sampler_of(TRAP), 8, trap_score, expand=8, seed=seed)
-        wide = search(beam, sampler_of(TRAP), 8, trap_score, expand=2, seed=seed)
-        first = texts(wide)[:8]
-        assert first == texts(narrow)[:8] and {"a\n", "b\n"} == set(first)  # seen, and passed by
-        assert set(narrow.answers) == {"1"}
-        if first.count("a\n") < 4:
-            assert wide.answer == "2"
+    for seed in range(8):
+        narrow = search(beam, sampler_of(script), 8, trap_score, expand=8, seed=seed)
+        wide = search(beam, sampler_of(script), 8, trap_score, expand=2, seed=seed)
+        assert texts(wide)[:8] == texts(narrow)[:8]  # they see the same first steps
+        if 1 <= texts(wide)[:8].count("a\n") <= 3:
+            assert (narrow.answer, wide.answer) == ("1", "2")
             seeds += 1
-    assert seeds > 2
+    assert seeds >= 4
 
 
 def test_copies_of_the_best_step_are_not_dropped_for_worse_ones():
