@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import json
 import threading
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -89,6 +90,13 @@ class FakeServer:
             self._thread.join(5)
             self._loop.close()
 
+    def wait_idle(self) -> None:
+        """Until it has noticed that its clients are gone."""
+        deadline = time.monotonic() + 5
+        while self.running and time.monotonic() < deadline:
+            time.sleep(0.002)
+        assert not self.running
+
     @property
     def url(self) -> str:
         return f"http://127.0.0.1:{self.port}/v1"
@@ -110,8 +118,8 @@ class FakeServer:
         try:
             while await self._exchange(reader, writer):
                 pass
-        except (ConnectionError, asyncio.IncompleteReadError):
-            pass
+        except (ConnectionError, asyncio.IncompleteReadError, asyncio.CancelledError):
+            pass  # the client has gone, or stop() was called
         finally:
             writer.close()
 
@@ -132,18 +140,15 @@ class FakeServer:
         self.running += 1
         self.peak = max(self.peak, self.running)
         work = asyncio.ensure_future(self._answer(route, body, headers, writer))
-        gone = asyncio.ensure_future(reader.read(1))  # a client that waits sends nothing: this ends when it has left
         try:
-            await asyncio.wait((work, gone), return_when=asyncio.FIRST_COMPLETED)
-            if not work.done():
-                self.aborted += 1
-                return False
+            while not (await asyncio.wait((work,), timeout=0.005))[0]:
+                if reader.at_eof():  # the client has left
+                    self.aborted += 1
+                    return False
             return work.result()
         finally:
             self.running -= 1
-            for task in (work, gone):
-                task.cancel()
-            await asyncio.gather(gone, return_exceptions=True)
+            work.cancel()
 
     def _write(self, writer: asyncio.StreamWriter, status: int, answer: Any, cut: bool = False, **more: str) -> bool:
         data = json.dumps(answer).encode()
