@@ -141,6 +141,10 @@ class LocalEngine:
             self.schedule.withdraw(call)
             raise
 
+    def forget(self) -> None:
+        """Drops every cached prefix, so that what comes next pays for what it reads."""
+        self.pool.forget()
+
     def restore_version(self, version: int) -> None:
         """Sets the policy version and forgets every cached prefix, after a checkpoint was loaded or to start afresh."""
         if self.schedule.started:

@@ -67,7 +67,9 @@ def cell(
     if pools_by is not None:
         for trace in evaluation.traces:
             scores = [leaf_score(trace, leaf, pools_by) for leaf in trace.leaves]
-            pools.append([(s, v.correct, v.answer) for s, v in zip(scores, trace.verdicts, strict=True)])
+            pool = [(s, v.correct, v.answer) for s, v in zip(scores, trace.verdicts, strict=True)]
+            # A chain that came to no answer is one of the N all the same: wrong, and last in any order.
+            pools.append(pool + [(0.0, False, None)] * (budget - len(pool)))
     task = evaluation.held[0].task.name
     return Cell(strategy, budget, task, seed, rows, pools)
 

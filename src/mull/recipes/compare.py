@@ -161,6 +161,7 @@ async def _cell(
     if (found := read_cell(path)) is not None:
         return found
     strategy = tools.bind(one, problems[0].task.canonical, cfg.calibration)
+    tools.forget()
     started = time.perf_counter()
     evaluation = await evaluate(
         problems, tools.sampler, tools.chat, _budget(cfg, n), strategy, _decoding(cfg), seed, at_once=cfg.at_once
@@ -211,8 +212,8 @@ async def _latency(
         seconds, flops, tokens, right = [], [], [], []
         some = problems[:: max(1, len(problems) // cfg.latency_problems)][: cfg.latency_problems]
         for i, held in enumerate(some):
-            # A seed that no cell has used, or the prefix cache would answer.
             seed = 10_000 + cfg.seed + i
+            tools.forget()
             began = time.perf_counter()
             found = await evaluate([held], tools.sampler, tools.chat, _budget(cfg, n), strategy, _decoding(cfg), seed)
             seconds.append(time.perf_counter() - began)

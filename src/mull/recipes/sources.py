@@ -63,6 +63,12 @@ class Opened:
     aggregate: Aggregate | None  # of step scores, as the scorer's folder says; None: the strategy's own default
     context: int | None  # tokens; None: only the server knows
 
+    def forget(self) -> None:
+        """Empties every cache: a measurement must not be paid for by the one before it."""
+        for one in (self.sampler, self.scorer, self.critic):
+            if hasattr(one, "forget"):
+                one.forget()  # type: ignore[union-attr]
+
     def bind(self, strategy: Named, canonical: Canonical, calibration: str = "") -> Strategy:
         """The strategy with what it needs of these; an `aggregate` that was typed comes before the scorer's own."""
         return strategy.bind(

@@ -57,6 +57,10 @@ class Confidence:
         self._known: OrderedDict[bytes, _Known] = OrderedDict()
         self._weights = WeightsWatch(model)
 
+    def forget(self) -> None:
+        """Drops what is known of prefixes; the engine's pages are the policy's."""
+        self._known.clear()
+
     async def score(self, prefixes: Sequence[Sequence[int]]) -> list[Score]:
         """See `Scorer.score`. What is read is in `scorer_tokens` and `flops`, and in nothing else."""
         if self._weights.changed(thorough=False):

@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 from mull.chat import Chat
+from mull.engine.local import LocalEngine
 from mull.engine.sampler import Sampler
 from mull.errors import UserError
 from mull.learn.critique import MARKER, OK, parse_critique
@@ -57,6 +58,11 @@ class Critic:
     async def score(self, prefixes: Sequence[Sequence[int]]) -> list[Score]:
         """See `Scorer.score`. NaN where the sampler gives no log-probabilities, or no critique can be read."""
         return await self._each(self._score, prefixes)
+
+    def forget(self) -> None:
+        """Drops what the critic's own engine has cached."""
+        if isinstance(self.sampler, LocalEngine):
+            self.sampler.forget()
 
     async def critique(self, prefixes: Sequence[Sequence[int]]) -> list[Critique]:
         """The likeliest critique of each prefix (greedy), in order. Raises as `score` does."""

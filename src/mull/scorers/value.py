@@ -67,6 +67,12 @@ class ValueScorer:
             self._keep(prefix, score.value)
         return out
 
+    def forget(self) -> None:
+        """Drops every value: the next question is scored as if it were the first, and costs what it costs."""
+        self.values.clear()
+        if isinstance(self.engine, LocalEngine):
+            self.engine.forget()
+
     async def _read(self, chain: Sequence[Prefix]) -> dict[Prefix, Score]:
         """Prefixes of one sequence, shortest first, in one reading. Each is charged the tokens that it adds."""
         ends = [len(prefix) for prefix in chain]

@@ -123,7 +123,8 @@ async def auto(
     small = effort == "by-n" and budget.samples < known.probe
     probes = await chains(tree, budget.samples if small else known.probe, known.aggregate)
 
-    def choice(leaves: Sequence[Node], how: str) -> Node | None:
+    def choice(ends: Sequence[Node], how: str) -> Node | None:
+        leaves = [end for end in ends if end.done]
         if how == "best-of-n":
             return best(leaves, value)
         weigh = value if how == "weighted-vote" and known.scorer else (lambda _: 1.0)
@@ -145,19 +146,19 @@ async def auto(
     sub = await strategy_of(plan.strategy)(question, sampler, chat, own, decoding=decoding, seed=derive_seed(seed, 1))
     tree.charge(replace(sub.cost, seconds=0.0))
     chosen = choice(probes, rule)
-    trace = await tree.finish(chosen if probes else sub.answer)
+    trace = await tree.finish(chosen or sub.answer)
     graft(trace, sub)
     return trace
 
 
 async def chains(tree: Tree, n: int, aggregate: Aggregate) -> list[Node]:
-    """`n` more whole chains, scored where there is a scorer; those with an answer."""
+    """The ends of `n` more whole chains, those that came to no answer among them; scored where there is a scorer."""
     if n < 1:
         return []
-    leaves = [leaf for leaf in await tree.complete(tree.root, n) if leaf.done]
+    ends = await tree.complete(tree.root, n)
     if tree.scorer is not None:
-        await tree.score(leaves, whole_path=aggregate != "last")
-    return leaves
+        await tree.score([end for end in ends if end.done], whole_path=aggregate != "last")
+    return ends
 
 
 def graft(trace: Trace, sub: Trace) -> None:
