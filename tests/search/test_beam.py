@@ -1,20 +1,19 @@
 """Beam, DVTS and lookahead over trees small enough to solve by hand; and what every scored search must bear."""
 
 import asyncio
-import math
-import zlib
 from functools import partial
 
 import pytest
 
-from mull.engine.scripted import ScriptedSampler
-from mull.errors import SamplerLost, StopReason, UserError
+from mull.errors import StopReason, UserError
 from mull.ledger import Budget
 from mull.search.beam import beam, dvts
 from mull.search.rebase import rebase
 from mull.search.sample import Decoding, sample
-from mull.search.tree import NO_ANSWER, Steps, Tree
+from mull.search.tree import Steps, Tree
 from mull.types import SpanKind, Trace
+from tests.search import hardships
+from tests.search.hardships import chance, wild
 from tests.search.tools import QUESTION, ScriptedScorer, assert_sound, canonical, chat, run, sampler_of, texts, thought
 
 GREEDY = Decoding(temperature=0.0)
@@ -52,15 +51,6 @@ def lines(trace: Trace, leaf: int) -> str:
 
 def path_tokens(trace: Trace, leaf: int) -> tuple[int, ...]:
     return tuple(token for span in trace.path(leaf) for token in span.tokens)
-
-
-def steps_of(trace: Trace) -> list[tuple]:
-    """Every sampled path with what the search made of it, whatever came first."""
-    return sorted(
-        (lines(trace, i), span.temperature, -1.0 if span.score is None else span.score, span.pruned, span.visits)
-        for i, span in enumerate(trace.spans)
-        if span.kind is SpanKind.SAMPLED
-    )
 
 
 def same_but_for_the_clock(one: Trace, other: Trace) -> bool:
@@ -103,8 +93,8 @@ def test_a_beam_of_one_path_is_a_plain_chain_of_steps(expand):
 @pytest.mark.parametrize("lookahead", [0, 1])
 def test_dvts_with_one_root_is_a_beam_of_one(expand, lookahead):
     for seed in range(6):
-        one = search(beam, wild(), expand, word_score, expand=expand, lookahead=lookahead, seed=seed)
-        other = search(dvts, wild(), expand, word_score, expand=expand, lookahead=lookahead, seed=seed)
+        one = search(beam, wild(), expand, chance, expand=expand, lookahead=lookahead, seed=seed)
+        other = search(dvts, wild(), expand, chance, expand=expand, lookahead=lookahead, seed=seed)
         assert same_but_for_the_clock(one, other) and len(one.leaves) > 0
 
 
@@ -138,7 +128,7 @@ def test_lookahead_finds_what_a_myopic_score_misses():
     for seed in range(5):
         trace = search(beam, sampler_of(TRAP), 4, trap_score, expand=4, lookahead=1, seed=seed)
         assert trace.answer == "2" and trace.strategy == "lookahead"
-        scores = {step[0]: step[2] for step in steps_of(trace) if step[1] == 1.0}
+        scores = {lines(trace, i): span.score for i, span in enumerate(trace.spans) if span.temperature == 1.0}
         assert (scores["a\n"], scores["b\n"]) == (0.1, 0.95)  # of the path one step on
 
 
@@ -246,35 +236,6 @@ def test_numbers_that_make_no_beam_are_refused(strategy, options):
 
 # ----------------------------------------------------------------------------- what every scored search must bear
 
-
-def words(tokens: tuple[int, ...]) -> dict[str, float] | None:
-    """Thoughts of up to three words, any of which may be the last; one that was cut goes on like any other."""
-    text = thought(tokens)
-    if text.endswith("</think>"):
-        return {"12": 0.6, "7": 0.4}
-    if "</think>" in text:
-        return None
-    return {"</think>": 1.0} if text.count("\n") >= 3 else {"a\n": 0.4, "bbb\n": 0.4, "</think>": 0.2}
-
-
-def word_score(text: str) -> float:
-    """A number between 0 and 1 that looks like chance."""
-    return zlib.crc32(text.encode()) % 1000 / 1000
-
-
-def wild(**options) -> ScriptedSampler:
-    return ScriptedSampler(words, chat(), **options)
-
-
-class Unordered(ScriptedSampler):
-    """Answers late or soon, by the prefix: what is asked first need not arrive first."""
-
-    async def sample(self, prefix_tokens, params, n=1):
-        for _ in range(zlib.crc32(bytes(t % 256 for t in prefix_tokens)) % 7):
-            await asyncio.sleep(0)
-        return await super().sample(prefix_tokens, params, n)
-
-
 SEARCHES = {
     "beam": partial(beam, expand=2),
     "lookahead": partial(beam, expand=2, lookahead=2),
@@ -284,121 +245,53 @@ SEARCHES = {
     "rebase by product": partial(rebase, aggregate="product", balance=0.3, choose="best"),
 }
 every_search = pytest.mark.parametrize("strategy", SEARCHES.values(), ids=SEARCHES.keys())
+HARDSHIPS = (
+    hardships.keeps_budgets_to_the_token,
+    hardships.bears_a_lost_sampler,
+    hardships.bears_a_lost_scorer,
+    hardships.depends_on_the_seed_alone,
+    hardships.leaves_nothing_running,
+)
+
+
+@pytest.mark.parametrize("bears", HARDSHIPS, ids=lambda bears: bears.__name__)
+@every_search
+def test_hardships(strategy, bears):
+    bears(strategy, 6)
 
 
 @every_search
-def test_budgets_are_kept_to_the_token(strategy):
-    full = search(strategy, wild(), 6, word_score, budget=Budget(samples=6, answer_tokens=4))
-    assert not full.exhausted
-    ample = 6 * full.cost.sampled_tokens
-    for tokens in (*range(full.cost.sampled_tokens + 8), ample):
-        sampler, budget = wild(), Budget(tokens=tokens, samples=6, answer_tokens=4)
-        trace = search(strategy, sampler, 6, word_score, budget=budget, steps=Steps(max_tokens=5))
-        assert_sound(trace, sampler, budget)
-        assert (trace.answer == NO_ANSWER) == (tokens == 0) and (tokens < 2 or trace.answer in ("12", "7", "1"))
+def test_dead_ends_and_thoughts_without_end(strategy):
+    hardships.bears_dead_ends(strategy)
+    hardships.ends_a_thought_without_end(strategy)
+
+
+@every_search
+def test_a_search_that_was_cut_says_so(strategy):
+    """Where the trace is not exhausted every step was whole, and every path that was kept came to its answer."""
+    whole = 0
+    for tokens in range(0, 200, 2):
+        budget = Budget(tokens=tokens, samples=6, answer_tokens=4)
+        trace = search(strategy, wild(), 6, chance, budget=budget, steps=Steps(max_tokens=5))
         if tokens < 6:
             assert trace.exhausted  # not a token for each path
         if not trace.exhausted:
             assert all(span.stop is StopReason.STOP for span in trace.spans if span.kind is SpanKind.SAMPLED)
-            assert ends_are_leaves_or_pruned(trace)
-    assert same_but_for_the_clock(trace, full)
+            assert ends(trace) <= set(trace.leaves)
+            whole += 1
+    assert 0 < whole < 100
 
 
-def ends_are_leaves_or_pruned(trace: Trace) -> bool:
+def ends(trace: Trace) -> set[int]:
+    """Where paths end that the search itself sampled and did not prune."""
     parents = {span.parent for span in trace.spans}
-    ends = {i for i, span in enumerate(trace.spans) if i not in parents and not span.pruned and span.temperature == 1.0}
-    return ends <= set(trace.leaves)
-
-
-@every_search
-def test_a_lost_sampler_ends_paths_and_not_the_search(strategy):
-    whole = wild()
-    search(strategy, whole, 6, word_score)
-    for k in range(len(whole.calls)):
-        for failing in ({k}, set(range(k, 99))):  # one request, or all from there on
-            sampler, budget = wild(fail=dict.fromkeys(failing, SamplerLost("gone away"))), Budget(samples=6)
-            trace = search(strategy, sampler, 6, word_score, budget=budget)
-            assert_sound(trace, sampler, budget)
-            assert "the sampler was lost: gone away" in trace.lost and not trace.exhausted
-            assert trace.answer in ("12", "7") or (trace.answer == NO_ANSWER and not trace.leaves)
-            if len(failing) == 1:
-                assert trace.answer != NO_ANSWER or k == 0
-
-
-@every_search
-def test_a_lost_scorer_counts_as_its_lowest_score(strategy):
-    for failing in ({0}, {1}, {2}, set(range(99))):
-        scorer = ScriptedScorer(word_score, fail=dict.fromkeys(failing, SamplerLost("gone away")))
-        sampler, budget = wild(), Budget(samples=6)
-        trace = run(strategy, sampler, budget, scorer=scorer, canonical=canonical)
-        assert_sound(trace, sampler, budget)
-        assert trace.answer in ("12", "7") and "the scorer was lost: gone away" in trace.lost
-
-
-@every_search
-def test_a_scorer_without_numbers_leaves_an_answer(strategy):
-    for value in (lambda text: math.nan, lambda text: math.nan if "b" in text else 0.5):
-        sampler, budget = wild(), Budget(samples=6)
-        trace = search(strategy, sampler, 6, value, budget=budget)
-        assert_sound(trace, sampler, budget)
-        assert trace.answer in ("12", "7") and "gave no number" in trace.lost[0]
-
-
-@every_search
-def test_when_every_path_dies_there_is_still_an_end(strategy):
-    for script in ({"": {"stop": 1.0}}, {"": {"a\n": 1.0}, "a\n": {"stop": 1.0}}):
-        sampler, budget = sampler_of({**script, "</think>": {"5": 1.0}, "a\n</think>": {"5": 1.0}}), Budget(samples=4)
-        trace = search(strategy, sampler, 4, budget=budget)
-        assert_sound(trace, sampler, budget)
-        assert trace.answer in ("5", NO_ANSWER) and not trace.exhausted
-
-
-@every_search
-def test_a_thought_without_end_is_ended(strategy):
-    sampler, budget = wild(), Budget(samples=4, think_tokens=7)
-    sampler._follows = lambda tokens: {"9": 1.0} if thought(tokens).endswith("</think>") else {"x" * 9: 1.0}
-    trace = search(strategy, sampler, 4, budget=budget, steps=Steps(max_tokens=3))
-    assert trace.answer[:1] == "9" and any(span.kind is SpanKind.FORCED for span in trace.spans)
-    assert_sound(trace, sampler, budget)
-
-
-@every_search
-def test_the_seed_decides_and_nothing_else(strategy):
-    one = search(strategy, wild(), 6, word_score, seed=4)
-    assert same_but_for_the_clock(one, search(strategy, wild(), 6, word_score, seed=4))
-    assert any(steps_of(one) != steps_of(search(strategy, wild(), 6, word_score, seed=s)) for s in (5, 6))
-    for sampler in (wild(yields=7), Unordered(words, chat()), Unordered(words, chat(), yields=3)):
-        other = search(strategy, sampler, 6, word_score, seed=4)
-        assert steps_of(one) == steps_of(other) and one.answers == other.answers and one.answer == other.answer
-        assert lines(one, one.chosen) == lines(other, other.chosen)
-
-
-@every_search
-def test_cancelling_leaves_nothing_running(strategy):
-    async def cancelled(after: int) -> bool:
-        sampler, scorer = Unordered(words, chat(), yields=2), ScriptedScorer(word_score)
-        work = strategy(QUESTION, sampler, chat(), Budget(samples=6), scorer=scorer, canonical=canonical)
-        task = asyncio.create_task(work)
-        for _ in range(after):
-            await asyncio.sleep(0)
-        if task.done():
-            return False
-        task.cancel()
-        with pytest.raises(asyncio.CancelledError):
-            await task
-        assert sampler.running == scorer.running == 0 and asyncio.all_tasks() == {asyncio.current_task()}
-        return True
-
-    after = 0
-    while asyncio.run(cancelled(after)):
-        after += 3
-    assert after > 15
+    return {i for i, span in enumerate(trace.spans) if i not in parents and not span.pruned and span.temperature == 1.0}
 
 
 @every_search
 def test_what_is_shown_of_a_search(strategy):
-    """Every step that lived has a score; what was not gone on from is marked, what was has been visited."""
-    trace = search(strategy, wild(), 6, word_score)
+    """What was not gone on from is marked, what was has been visited, and what was chosen stands unmarked."""
+    trace = search(strategy, wild(), 6, chance)
     parents = {span.parent for span in trace.spans}
     for i, span in enumerate(trace.spans):
         if span.kind is SpanKind.SAMPLED and span.temperature == 1.0 and i not in trace.leaves:
