@@ -152,12 +152,16 @@ class EndpointSampler:
             known = {str(m["id"]): m for m in entries if isinstance(m, Mapping) and "id" in m}
         except (Refused, SamplerLost) as e:
             if self.model is None:
-                raise UserError(f"{self._http.url} does not list its models ({e}): name the model") from e
+                raise UserError(
+                    f"{self._http.url} does not list its models ({e}): name the model (--endpoint-model)"
+                ) from e
             known = {}
         if self.model is None:
             if len(known) != 1:
                 some = ", ".join(list(known)[:8]) or "none"
-                raise UserError(f"{self._http.url} serves {len(known)} models ({some}): name one of them")
+                raise UserError(
+                    f"{self._http.url} serves {len(known)} models ({some}): name one of them (--endpoint-model)"
+                )
             self.model = next(iter(known))
         entry = known.get(self.model, {})
         lengths = [entry.get(name) for name in ("max_model_len", "context_length")]
