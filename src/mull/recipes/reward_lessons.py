@@ -11,7 +11,7 @@ from mull.chat.template import CLOSE
 from mull.engine.sampler import derive_seed
 from mull.errors import UserError
 from mull.learn import labels as lab
-from mull.learn.critique import critique_sample, critique_text, first_wrong, plant
+from mull.learn.critique import OK, critique_sample, critique_text, plant
 from mull.learn.labels import Chain, Label
 from mull.learn.values import Group, ValueSample
 from mull.recipes.reward_data import Labelled, Sampled, different
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from mull.recipes.reward import RewardConfig
 
 Lesson = Group | Sample  # for a value model, for a critic
+PLANTINGS = 4  # rounds over all chains, at most
 
 
 def tokens_of(lesson: Lesson) -> list[int]:
@@ -85,13 +86,22 @@ def lessons(
         case "critic":
             rng = random.Random(derive_seed(cfg.seed, 1))
             by_name = {task.name: task for task in tasks}
+            work = [
+                (s, i, chain)
+                for s, chains in zip(sampled, by_question, strict=True)
+                for i, chain in enumerate(chains)
+                if chain.steps is not None and chain.ends
+            ]
+            own = [_critique(s, i, chain, chat, rng) for s, i, chain in work]
+            todo += [lesson for lesson, _ in own]
+            errors = sum(wrong for _, wrong in own)
             planted = 0
-            for s, chains in zip(sampled, by_question, strict=True):
-                for i, chain in enumerate(chains):
-                    got = _critique(s, i, chain, by_name[s.problem.question.task], chat, rng)
-                    if got is not None:
-                        todo.append(got[0])
-                        planted += got[1]
+            for _ in range(PLANTINGS):  # until half of the errors are planted ones
+                for s, i, _ in work:
+                    if planted < errors and (two := _planted(s, i, by_name[s.problem.question.task], chat, rng)):
+                        todo += two
+                        planted += 1
+            made["errors"] = errors + planted
             made |= {"by": "the task's step checks", "planted": planted}
     counted = [label for lesson in todo if isinstance(lesson, tuple) for one in lesson for label in one.labels]
     made |= {"lessons": len(todo), "labels": len(counted), "positive": sum(label.value > 0.5 for label in counted)}
@@ -126,32 +136,33 @@ def noise(pairs: Sequence[tuple[Chain, Sequence[Label]]]) -> dict[str, Any]:
     }
 
 
-def _critique(
-    s: Sampled, i: int, chain: Chain, task: Checked, chat: Chat, rng: random.Random
-) -> tuple[Sample, bool] | None:
-    """(one lesson from chain `i`, whether its error was planted): half of the time an error is planted where one takes,
-    and the thought cut behind it; otherwise the chain as it was sampled, whole or cut behind one of its steps."""
-    lines = list(s.lines[i])
-    if chain.steps is None or not chain.ends:
+def _critique(s: Sampled, i: int, chain: Chain, chat: Chat, rng: random.Random) -> tuple[Sample, bool]:
+    """(a lesson from chain `i` as it was sampled, whether it holds an error): whole, or cut behind one of its steps. An
+    answer that nobody could judge is cut off."""
+    ends = chain.ends[:-1] if chain.answered and chain.correct is None else chain.ends
+    end = ends[-1] if rng.random() < 0.5 else rng.choice(ends)
+    if chain.answered and end == len(chain.tokens):
+        text = critique_text(s.lines[i], chain.correct)
+    else:
+        thought = chat.decode(chain.tokens[chain.prompt : end]).partition(CLOSE)[0]
+        text = critique_text(s.lines[i][: sum(bool(line.strip()) for line in thought.split("\n"))], None)
+    return critique_sample(chat, chain.tokens[:end], text), text != OK
+
+
+def _planted(s: Sampled, i: int, task: Checked, chat: Chat, rng: random.Random) -> tuple[Sample, Sample] | None:
+    """Two lessons from chain `i`, cut behind one of its right lines: with an error planted in that line, and as it was.
+    None where no error takes."""
+    thought = chat.split(s.completions[i])[0]
+    spoilt = plant(s.problem, task, thought, rng)
+    if spoilt is None:
         return None
-    completion = s.completions[i]
-    if rng.random() < 0.5:
-        thought = chat.split(completion)[0]
-        spoilt = plant(s.problem, task, thought, rng)
-        if spoilt is not None:
-            text, number = spoilt
-            place = [at for at, line in enumerate(text.split("\n")) if line.strip()]
-            kept = "\n".join(text.split("\n")[: place[number - 1] + 1])
-            judged = task.check_steps(s.problem, kept)
-            if first_wrong(judged) == number:
-                behind = chat.encode("\n") if rng.random() < 0.5 or number < len(place) else list(chat.think_close)
-                prefix = [*s.prompt, *chat.encode(kept), *behind]
-                return critique_sample(chat, prefix, critique_text(judged, None)), True
-    end = chain.ends[-1] if rng.random() < 0.5 else rng.choice(chain.ends)
-    if end == len(chain.tokens) and chain.answered:
-        if chain.correct is None:
-            return None
-        return critique_sample(chat, chain.tokens, critique_text(lines, chain.correct)), False
-    thought = chat.decode(chain.tokens[chain.prompt : end]).partition(CLOSE)[0]
-    done = sum(bool(line.strip()) for line in thought.split("\n"))
-    return critique_sample(chat, chain.tokens[:end], critique_text(lines[:done], None)), False
+    text, number = spoilt
+    line = [at for at, line in enumerate(text.split("\n")) if line.strip()][number - 1]
+    behind = chat.encode("\n") if line < text.count("\n") else list(chat.think_close)
+
+    def lesson(thought: str) -> Sample:
+        kept = "\n".join(thought.split("\n")[: line + 1])
+        said = critique_text(task.check_steps(s.problem, kept), None)
+        return critique_sample(chat, [*s.prompt, *chat.encode(kept), *behind], said)
+
+    return lesson(text), lesson(thought)
