@@ -88,7 +88,7 @@ class Search:
     expand: int = 4
     mix: float = 0.5
     parallel: int = 8
-    virtual_loss: float = 1.0
+    virtual_loss: float = 0.1
     stopped: bool = False  # nothing more can be sampled
     finished: dict[Node, str | None] = field(default_factory=dict)  # complete chains and their canonical answers
 
@@ -142,47 +142,49 @@ class Search:
                 return self._land(flight, here.node.score or 0.0, None)
             if self.stopped:
                 return self._take_back(flight)
-            alone = here.visits + here.flying == 1
-            if self.value != "scorer" and (alone or here.growing or flight.grown):
+            earlier = here.visits + here.flying - 1  # simulations that came as far, landed or not
+            if self.value != "scorer" and (earlier == 0 or flight.grown):
                 flight.rolls = True
                 flight.work = asyncio.ensure_future(self._roll_out(here.node))
             elif not here.growing:
                 here.growing, flight.rolls = True, False
-                flight.work = asyncio.ensure_future(self._grow(here))
+                # The earlier ones' rollouts from here are among its samples, by their first steps.
+                wanted = self.expand - (earlier if self.value != "scorer" else 0)
+                flight.work = asyncio.ensure_future(self._grow(here.node, wanted))
             return True
 
     def _preferred(self, here: Branch) -> Branch:
         """The child with the highest UCT or PUCT; of equals the first.
 
         UCT = Q + c sqrt(ln N_parent / N), first every child once. PUCT = Q + c P sqrt(N_parent) / (1 + N). A child that
-        was never visited counts as visited once with its scorer's value; PUCT takes its parent's Q where there is none.
-        Every simulation on its way counts as `virtual_loss` visits of value 0; the one that selects is not among them.
+        was never visited counts as visited once with its scorer's value; where there is none PUCT takes its parent's Q.
+        Other simulations on their way count in every N, as in WU-UCT (Liu et al. 1810.11755), and in Q as
+        `virtual_loss` visits of value 0 each.
         """
-        loss, puct = self.virtual_loss, self.select == "puct"
-        above = max(1.0, here.visits + loss * (here.flying - 1))
+        puct = self.select == "puct"
+        above = max(1, here.visits + here.flying - 1)
         unit = self.c * math.sqrt(above if puct else math.log(above))
         unknown = self._total(here) / here.visits if here.visits else 0.0
         chosen, highest = here.children[0], -math.inf
         for child in here.children:
-            flying = loss * child.flying
-            if child.visits:
-                gain, seen = self._total(child), child.visits + flying
+            gain, seen, flying = 0.0, child.visits, child.flying
+            if seen:
+                gain = self._total(child)
             elif child.first is not None:
-                gain, seen = child.first, 1.0 + flying
-            else:
-                gain, seen = 0.0, flying
+                gain, seen = child.first, 1
+            weight = seen + self.virtual_loss * flying
+            q = gain / weight if weight else unknown
             if puct:
-                merit = (gain / seen if seen else unknown) + unit * child.prior / (1.0 + child.visits + flying)
+                merit = q + unit * child.prior / (1 + child.visits + flying)
             else:
-                merit = gain / seen + unit / math.sqrt(seen) if seen else UNTRIED + child.prior
+                merit = q + unit / math.sqrt(seen + flying) if seen + flying else UNTRIED + child.prior
             if merit > highest:
                 chosen, highest = child, merit
         return chosen
 
-    async def _grow(self, here: Branch) -> list[Node]:
-        """Next steps of a branch, scored; the first steps of rollouts from there are among its `expand` samples."""
-        wanted = self.expand - len(here.rollouts)
-        nodes = await self.tree.extend(here.node, wanted) if wanted > 0 else []
+    async def _grow(self, node: Node, wanted: int) -> list[Node]:
+        """Next steps, scored as far as their values are wanted."""
+        nodes = await self.tree.extend(node, wanted) if wanted > 0 else []
         if not self.agreement:
             await self.tree.score([node for node in nodes if node.done or (node.open and self.value != "rollout")])
         return nodes
@@ -367,11 +369,12 @@ async def mcts(
     expand: int = 4,
     mix: float = 0.5,
     parallel: int = 8,
-    virtual_loss: float = 1.0,
+    virtual_loss: float = 0.1,
     choose: Choose = "vote",
     steps: Steps = LINES,
 ) -> Trace:
-    """`budget.samples` simulations of Monte-Carlo tree search over steps, `parallel` of them at once.
+    """`budget.samples` simulations of Monte-Carlo tree search over steps, `parallel` of them at once, though never more
+    than a quarter of all: they know nothing of one another, and more change the answers.
 
     A simulation expands one branch by `expand` sampled steps and values one of them. `value` says how: "scorer" takes
     the scorer's value of the step; "rollout" completes the chain and takes the scorer's value of its end, or, without a
@@ -380,7 +383,9 @@ async def mcts(
     visit, and the rollout's own steps are among its children, with their visits: no sampled token is thrown away.
 
     `choose`: "vote" takes the answer whose finished chains' values sum highest (rStar-Math, 2501.04519), "visits" the
-    best chain of the most visited path. `c` weighs exploration, for values in [0, 1].
+    best chain of the most visited path. `c` weighs exploration, for values in [0, 1]. `virtual_loss`: see
+    `Search._preferred`; more of it keeps more simulations in the air and moves the answers further away from those of
+    one at a time.
     """
     if scorer is None and value != "rollout":
         raise UserError(f"mcts with value={value} needs a scorer: name one, or use value=rollout")
@@ -395,6 +400,7 @@ async def mcts(
         if not number >= least:
             raise UserError(f"mcts cannot run with {knob}={number}: it must be {least} or more")
     tree = Tree("mcts", question, sampler, chat, budget, decoding, seed, scorer, steps)
-    search = Search(tree, canonical, select, value, c, expand, mix, parallel, virtual_loss)
+    overlap = max(1, min(parallel, budget.samples // 4))
+    search = Search(tree, canonical, select, value, c, expand, mix, overlap, virtual_loss)
     await search.run(budget.samples)
     return await tree.finish(await search.answer(choose))
