@@ -209,11 +209,11 @@ class LocalEngine:
 
     def _samples(self, prefix: np.ndarray, params: SamplingParams, n: int) -> list[Request]:
         limit = min(self.config.max_positions, len(prefix) + params.max_tokens)
-        call = Call(prefix, asyncio.get_running_loop().create_future(), limit, [None] * n)
-        known = np.r_[prefix, np.asarray(params.forced, np.int32)]
+        call = Call(prefix, asyncio.get_running_loop().create_future(), limit, [None] * n, n)
+        known = np.r_[prefix, np.asarray(params.forced, np.int32)] if params.forced else prefix
         requests: list[Request] = []
         for i in range(n):
-            request = Request(call, i, params.with_seed(derive_seed(params.seed, i)), known, len(prefix))
+            request = Request(call, i, params, derive_seed(params.seed, i), known, len(prefix))
             if params.stop:
                 request.decoder = self.chat.stream()
                 request.tail = "".join(map(request.decoder.push, params.forced))
@@ -221,8 +221,8 @@ class LocalEngine:
         return requests
 
     def _reading(self, sequence: np.ndarray, positions: np.ndarray) -> Request:
-        call = Call(sequence, asyncio.get_running_loop().create_future(), len(sequence) + 1, [None])
-        return Request(call, 0, _NO_SAMPLING, sequence, int(positions[0]) + 1, positions)
+        call = Call(sequence, asyncio.get_running_loop().create_future(), len(sequence) + 1, [None], 1)
+        return Request(call, 0, _NO_SAMPLING, 0, sequence, int(positions[0]) + 1, positions)
 
     def _belong_to(self, loop: asyncio.AbstractEventLoop) -> None:
         """Takes leave of an event loop that has ended, with whatever it left unfinished."""
@@ -249,7 +249,8 @@ class LocalEngine:
                 for request, result in self._step():
                     call = request.call
                     call.results[request.index] = result
-                    if not call.future.done() and None not in call.results:
+                    call.running -= 1
+                    if not call.running and not call.future.done():
                         call.future.set_result(call.results)
                         turns = _TURNS
         except BaseException as error:

@@ -39,6 +39,7 @@ class Call:
     future: asyncio.Future[list]
     limit: int  # total tokens at which its requests end; a reading's length plus one, as it reads its last token, too
     results: list  # a Completion, or a reading's Cost, per request; None until it has ended
+    running: int  # requests that have not ended
     digests: list[bytes] = field(default_factory=list)  # see `page_digests`; of the prefix, under `version`
     version: int = -1
 
@@ -52,7 +53,8 @@ class Call:
 class Request:
     call: Call
     index: int  # in `call.results`
-    params: SamplingParams  # with the seed of this request
+    params: SamplingParams
+    seed: int  # of this request; `params.seed` is the call's
     tokens: np.ndarray  # all that is known when it enters a slot: prefix, forced, and what preemption left
     scored: int  # how many tokens need no (more) log-probability: the prefix, and what preemption left
     positions: np.ndarray | None = None  # ascending: where a reading wants hidden states
@@ -112,8 +114,14 @@ class Schedule:
         self.wanted = np.zeros((s, t), bool)  # of those slots: at which positions
         self.copies: list[tuple[int, int]] = []  # (from page, to page), to be made before the next step
         self.preemptions = 0
-        self.spent = Cost()  # of all requests that have left, withdrawn ones included
+        self._spent = [0, 0, 0, 0, 0.0]  # sampled, prefill, cached and scorer tokens, FLOPs
         self._taking: tuple[np.ndarray, np.ndarray] = (np.zeros(0, np.int32), np.zeros(0, np.int32))
+
+    @property
+    def spent(self) -> Cost:
+        """Of all requests that have left, withdrawn ones included."""
+        sampled, prefill, cached, scorer, flops = self._spent
+        return Cost(sampled, prefill, cached, scorer, flops=flops)
 
     @property
     def busy(self) -> bool:
@@ -255,7 +263,7 @@ class Schedule:
         self.length[slot], self.computed[slot] = n, cached
         self.prefix[slot], self.limit[slot] = len(request.call.prefix), request.call.limit
         self.wanted_from[slot] = request.scored - 1
-        self.seed[slot] = p.seed
+        self.seed[slot] = request.seed
         self.temperature[slot], self.top_p[slot], self.top_k[slot] = p.temperature, p.top_p, p.top_k
         missing = len(p.stop_tokens) - self.stop_tokens.shape[1]
         if missing > 0:
@@ -295,8 +303,7 @@ class Schedule:
     def finish(self, slot: int, stop: StopReason) -> tuple[Request, Completion]:
         start, end = int(self.prefix[slot]), int(self.length[slot])
         request = self._leave(slot)
-        cost = self._cost(request, end, int(self.computed[slot]))
-        self.spent = self.spent + cost
+        cost = self._settle(request, end, int(self.computed[slot]))
         forced = len(request.params.forced)
         kept = None
         if request.kept:
@@ -315,24 +322,22 @@ class Schedule:
 
     def finish_reading(self, slot: int) -> tuple[Request, Cost]:
         request = self._leave(slot)
-        cost = self._cost(request, int(self.length[slot]), int(self.computed[slot]))
-        self.spent = self.spent + cost
-        return request, cost
+        return request, self._settle(request, int(self.length[slot]), int(self.computed[slot]))
 
     def withdraw(self, call: Call | None = None) -> None:
         """Drops the requests of `call`, or all; their slots and pages are free at once."""
         for slot in [s for s in self.order if call is None or self.request(s).call is call]:
             request = self._leave(slot)
-            self.spent = self.spent + self._cost(request, int(self.length[slot]), int(self.computed[slot]))
+            self._settle(request, int(self.length[slot]), int(self.computed[slot]))
         gone = [r for r in self.waiting if call is None or r.call is call]
         for request in gone:
             if request.started:
-                self.spent = self.spent + self._cost(request, len(request.tokens), request.scored - 1)
+                self._settle(request, len(request.tokens), request.scored - 1)
         if gone:
             self.waiting = deque(r for r in self.waiting if call is not None and r.call is not call)
 
-    def _cost(self, request: Request, length: int, reached: int) -> Cost:
-        """What a request without a slot has consumed; `reached` tokens of its `length` have been through the model.
+    def _settle(self, request: Request, length: int, reached: int) -> Cost:
+        """What a request that leaves has consumed; `reached` tokens of its `length` have been through the model.
 
         What a preemption made it compute again is in the FLOPs only, so that prefill and cached tokens add up to what
         was given.
@@ -341,10 +346,7 @@ class Schedule:
         # Every position that predicts a forced or sampled token had its logits computed; a reading has none of either.
         scored = 0 if request.positions is not None else max(request.scored, min(length, reached + 1)) - prefix
         prefill = max(0, min(given, reached) - request.cached)
-        return Cost(
-            sampled_tokens=length - given,
-            prefill_tokens=prefill,
-            cached_tokens=request.cached,
-            scorer_tokens=0 if request.positions is None else prefill,
-            flops=forward_flops(self.config, request.computed, request.context, scored),
-        )
+        flops = forward_flops(self.config, request.computed, request.context, scored)
+        spent = (length - given, prefill, request.cached, 0 if request.positions is None else prefill)
+        self._spent = [total + new for total, new in zip(self._spent, (*spent, flops), strict=True)]
+        return Cost(*spent, flops=flops)
