@@ -255,7 +255,11 @@ Tokenizer = Annotated[
     str, typer.Option("--tokenizer", metavar="DIR", help="The served model's tokenizer, with --endpoint.")
 ]
 Served = Annotated[
-    str, typer.Option("--endpoint-model", metavar="NAME", help="Which of the server's models; default: its first.")
+    str, typer.Option("--endpoint-model", metavar="NAME", help="Which of the server's models; default: its only one.")
+]
+
+Params = Annotated[
+    float, typer.Option("--endpoint-params", min=0, help="Parameters of the served model, for FLOPs; else unknown.")
 ]
 
 
@@ -297,6 +301,7 @@ def think_command(
     endpoint: Endpoint = "",
     tokenizer: Tokenizer = "",
     endpoint_model: Served = "",
+    endpoint_params: Params = 0,
     temperature: Annotated[float, typer.Option("--temperature", min=0.0, help="0 is greedy.")] = 1.0,
     seed: Annotated[int, typer.Option("--seed", help="Another seed gives another thought or problem.")] = 0,
     raw: Annotated[bool, typer.Option("--raw", help="Print the model's own text, and the usage on stderr.")] = False,
@@ -311,7 +316,7 @@ def think_command(
         raise UserError("--level chooses among a task's problems: give --task NAME with it")
     chosen = strategy or ("vote" if samples > 1 else "sample")
     where, said = think.default_model() if model is None and not endpoint else (model or "", model or "")
-    source = Source(where, endpoint, tokenizer, endpoint_model, scorer, critic)
+    source = Source(where, endpoint, tokenizer, endpoint_model, scorer, critic, endpoint_params)
     asked = think.Ask(
         question or "", task, level, samples, budget, chosen, temperature, seed, tokens=tokens, calibration=calibration
     )
@@ -337,6 +342,7 @@ def eval_command(
     endpoint: Endpoint = "",
     tokenizer: Tokenizer = "",
     endpoint_model: Served = "",
+    endpoint_params: Params = 0,
     budget: Annotated[int, typer.Option("--budget", min=0, help="Thinking tokens of each chain.")] = 512,
     answer: Annotated[int, typer.Option("--answer", min=1, help="Answer tokens of each chain.")] = 64,
     tokens: Annotated[
@@ -369,6 +375,7 @@ def eval_command(
         endpoint=endpoint,
         tokenizer=tokenizer,
         endpoint_model=endpoint_model,
+        endpoint_params=endpoint_params,
         scorer=scorer,
         critic=critic,
         calibration=calibration,

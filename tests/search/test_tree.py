@@ -10,7 +10,7 @@ from mull.ledger import Budget
 from mull.search.best_of_n import best_of_n
 from mull.search.choose import aggregate, majority_leaf, weighted_vote
 from mull.search.tree import NO_ANSWER, Steps, Tree, separator_tokens
-from mull.types import SpanKind
+from mull.types import SamplingParams, SpanKind
 from tests.search.tools import QUESTION, ScriptedScorer, assert_sound, canonical, chat, run, sampler_of, texts, thought
 
 FORK = {
@@ -182,6 +182,20 @@ def test_a_lost_sampler_ends_paths_not_the_search():
     assert [n.dead for n in first] == [False, True] and tree.trace.lost == [
         "the sampler was lost: the server at :1 closed the connection"
     ]
+
+
+def test_what_came_before_a_server_went_is_used_and_paid_for():
+    whole = sampler_of(FORK)
+    came = asyncio.run(whole.sample(chat().prompt(QUESTION.text), SamplingParams(2, stop_tokens=(10,)), 2))
+    sampler = sampler_of(FORK, fail={0: SamplerLost("gone", came)})
+
+    async def go():
+        tree = grow(sampler, Budget())
+        return await tree.extend(tree.root, 4), tree
+
+    nodes, tree = asyncio.run(go())
+    assert [thought(n.tokens) for n in nodes] == [thought((*tree.root.tokens, *c.tokens)) for c in came]
+    assert tree.trace.cost.sampled_tokens == 4 and tree.root.dead and len(tree.trace.lost) == 1
 
 
 def test_the_question_itself_may_be_refused_but_not_a_deep_path():

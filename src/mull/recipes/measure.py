@@ -49,13 +49,15 @@ class Measure:
     endpoint: str = ""
     tokenizer: str = ""
     endpoint_model: str = ""
+    endpoint_params: float = 0
     scorer: str = ""
     critic: str = ""
     calibration: str = ""
 
     @property
     def source(self) -> Source:
-        return Source(self.model, self.endpoint, self.tokenizer, self.endpoint_model, self.scorer, self.critic)
+        served = (self.endpoint, self.tokenizer, self.endpoint_model)
+        return Source(self.model, *served, self.scorer, self.critic, self.endpoint_params)
 
 
 def measure(wanted: Measure, mode: Mode = "auto") -> dict[str, Any]:
@@ -73,7 +75,7 @@ def measure(wanted: Measure, mode: Mode = "auto") -> dict[str, Any]:
         held_by_task[spec] = held
     chosen, source = named(wanted.strategy), wanted.source
     started = time.perf_counter()
-    evaluations = asyncio.run(_evaluations(wanted, chosen, source, held_by_task, mode))
+    evaluations, troubles = asyncio.run(_evaluations(wanted, chosen, source, held_by_task, mode))
     rows = []
     for spec, evaluation in evaluations.items():
         rows.append(row(spec, None, evaluation))
@@ -84,13 +86,19 @@ def measure(wanted: Measure, mode: Mode = "auto") -> dict[str, Any]:
             for level, picked in sorted(by_level.items()):
                 part = Evaluation([evaluation.held[i] for i in picked], [evaluation.traces[i] for i in picked])
                 rows.append(row(spec, level, part))
-    return {**asdict(wanted), "seconds": time.perf_counter() - started, "rows": rows, **describe()}
+    return {
+        **asdict(wanted),
+        "seconds": time.perf_counter() - started,
+        "rows": rows,
+        "troubles": troubles,
+        **describe(),
+    }
 
 
 async def _evaluations(
     wanted: Measure, chosen: Named, source: Source, held_by_task: dict[str, list[Held]], mode: Mode
-) -> dict[str, Evaluation]:
-    """One for each task, in one event loop: a server's connections live in it."""
+) -> tuple[dict[str, Evaluation], dict[str, int]]:
+    """One for each task, in one event loop (a server's connections live in it); and the server's troubles."""
     out, done = {}, 0
     budget = Budget(wanted.tokens or None, wanted.think_tokens, wanted.answer_tokens, wanted.samples)
     async with opened(source) as tools:
@@ -111,7 +119,7 @@ async def _evaluations(
                     at_once=wanted.at_once,
                 )
                 done += len(held)
-    return out
+        return out, tools.troubles()
 
 
 def refuse_too_long(wanted: Measure, held_by_task: dict[str, list[Held]], chat: Chat, context: int) -> None:
@@ -155,7 +163,7 @@ def row(spec: str, level: int | None, evaluation: Evaluation) -> dict[str, Any]:
         "tokens_per_problem": cost.sampled_tokens / many,
         "scorer_tokens_per_problem": cost.scorer_tokens / many,
         "cached_share": cost.cached_tokens / max(cost.cached_tokens + cost.prefill_tokens, 1),
-        "flops_per_problem": cost.flops / many,
+        "flops_per_problem": cost.flops / many if cost.flops else None,  # a server's may be unknown
     }
 
 
@@ -187,7 +195,8 @@ def show(result: dict[str, Any]) -> None:
         else:
             spent = (f"{r['tokens_per_problem']:.0f}", f"{r['scorer_tokens_per_problem']:.0f}")
             cells = (share(r["answer"]), share(r["pass_at_1"]), *spent)
-        figures = (f"{r['problems']}", *cells, f"{r['unscorable']}", f"{r['flops_per_problem']:.0e}")
+        flops = "unknown" if r["flops_per_problem"] is None else f"{r['flops_per_problem']:.0e}"
+        figures = (f"{r['problems']}", *cells, f"{r['unscorable']}", flops)
         table.add_row(Text(name), *figures, style="" if r["level"] is None else "dim")
     Console(highlight=False).print(table)
     if plain:
@@ -199,6 +208,8 @@ def show(result: dict[str, Any]) -> None:
         print(f"exhausted: the budget ran out on {exhausted} of {sum(r['problems'] for r in whole)} problems")
     for what, count in sum((Counter(r["lost"]) for r in whole), Counter()).most_common(8):
         print(f"lost, on {count} problem{'s' if count > 1 else ''}: {what}")
+    for what, count in result["troubles"].items():
+        print(f"the server: {count} {what}")
 
 
 def write_json(result: dict[str, Any], command: str, path: Path) -> None:

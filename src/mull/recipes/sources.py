@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from mull.chat import Chat
+from mull.chat.template import read_object
 from mull.engine.local import LocalEngine
 from mull.engine.sampler import Sampler
 from mull.errors import UserError
@@ -38,6 +39,7 @@ class Source:
     endpoint_model: str = ""
     scorer: str = ""
     critic: str = ""
+    endpoint_params: float = 0  # of the served model, for FLOPs; 0: they are unknown
     max_sequences: int = 512
 
     def __post_init__(self) -> None:
@@ -45,6 +47,10 @@ class Source:
             raise UserError("--endpoint needs --tokenizer DIR: the folder of the served model's tokenizer")
         if self.endpoint and self.scorer in UNTRAINED:
             raise UserError(f"the scorer {self.scorer} reads the model itself: give a trained one with an endpoint")
+
+    @property
+    def flops_known(self) -> bool:
+        return not self.endpoint or self.endpoint_params > 0
 
     @property
     def name(self) -> str:
@@ -69,6 +75,17 @@ class Opened:
             if hasattr(one, "forget"):
                 one.forget()  # type: ignore[union-attr]
 
+    def troubles(self) -> dict[str, int]:
+        """What a server did not do at the first time of asking, or did not say: sentences with counts."""
+        s: Any = self.sampler
+        counts = {
+            "requests were sent again": getattr(s, "retried", 0),
+            "requests failed for good": getattr(s, "failed", 0),
+            "completions ended for a reason that had to be guessed": getattr(s, "guessed_stops", 0),
+            "prompts were read as another number of tokens": getattr(s, "retokenised", 0),
+        }
+        return {what: n for what, n in counts.items() if n}
+
     def bind(self, strategy: Named, canonical: Canonical, calibration: str = "") -> Strategy:
         """The strategy with what it needs of these; an `aggregate` that was typed comes before the scorer's own."""
         return strategy.bind(
@@ -83,8 +100,12 @@ async def opened(source: Source) -> AsyncIterator[Opened]:
         from mull.engine.endpoint import EndpointSampler
 
         chat = Chat.load(source.tokenizer, spell_think=True)
-        async with EndpointSampler(source.endpoint, source.endpoint_model or None, chat) as server:
+        positions = read_object(Path(source.tokenizer) / "config.json").get("max_position_embeddings")
+        async with EndpointSampler(
+            source.endpoint, source.endpoint_model or None, chat, params_count=source.endpoint_params or None
+        ) as server:
             await server.ready()
+            server.context = server.context or positions
             yield _judged(source, server, chat, server.context)
         return
     folder = model_folder(source.model)

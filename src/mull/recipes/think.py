@@ -164,7 +164,8 @@ PLAIN = ("sample", "sample_forced", "vote")  # strategies whose leaves share not
 def usage(thinking: Thinking) -> str:
     """What was spent, over all chains or the whole tree."""
     cost, chains = thinking.trace.cost, thinking.chains
-    end = f"{thinking.prompt_tokens} prompt tokens, {thinking.seconds:.2f} s, {cost.flops:.3g} FLOPs"
+    end = f"{thinking.prompt_tokens} prompt tokens, {thinking.seconds:.2f} s"
+    end += f", {cost.flops:.3g} FLOPs" if cost.flops else ", FLOPs unknown"
     if thinking.trace.strategy in PLAIN:
         many = f"{len(chains)} chains: " if len(chains) > 1 else ""
         thought, answer = sum(c.think_tokens for c in chains), sum(c.answer_tokens for c in chains)

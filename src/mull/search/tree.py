@@ -381,24 +381,25 @@ class Tree:
         return granted
 
     async def _sample(self, node: Node, params: SamplingParams, n: int) -> list[Completion]:
+        got: Sequence[Completion] = ()
         try:
             got = await self.sampler.sample(node.tokens, params, n)
         except SamplerLost as gone:
             self.lose(f"the sampler was lost: {gone}")
+            node.dead, got = True, gone.completions  # some of a call's may have come before it went
         except UserError as refused:
             if node is self.root:
                 raise  # the question itself cannot be asked
             self.lose(f"a path could not go on: {refused}")
+            node.dead = True
         except (MemoryError, RuntimeError) as problem:
             if not isinstance(problem, MemoryError) and type(problem).__name__ != "OutOfMemoryError":
                 raise
             self.lose("a path could not go on: the sampler is out of memory")
-        else:
-            for completion in got:
-                self.charge(completion.cost)
-            return got
-        node.dead = True
-        return []
+            node.dead = True
+        for completion in got:
+            self.charge(completion.cost)
+        return list(got)
 
     def _add(self, parent: Node, place: tuple[int, ...], completion: Completion, granted: int, whole: int) -> Node:
         """A step of thought as a child; the budget granted so many tokens of a whole step's."""
