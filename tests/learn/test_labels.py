@@ -111,6 +111,16 @@ def test_verdicts_that_belong_to_no_line_make_no_labels():
     assert lab.outcome_labels(chain), "its verdict is known all the same"
 
 
+def test_a_label_spreads_over_its_own_step_only():
+    wrong = made("b=7+15=22\nc=22*3=56\nd=66-8=58")
+    labels = lab.exact_labels(wrong)
+    spread = lab.spread(wrong, labels)
+    assert [label.end for label in spread] == list(range(wrong.prompt + 1, labels[-1].end + 1))
+    assert [label for label in spread if label.end in wrong.ends] == labels
+    assert [label.value for label in spread] == [1.0] * len("b=7+15=22\n") + [0.0] * len("c=22*3=56\n")
+    assert lab.spread(wrong, [Label(wrong.ends[1], 0.5)])[0] == Label(wrong.ends[0] + 1, 0.5)
+
+
 # ---------------------------------------------------------------------------------------------- outcome labels
 
 

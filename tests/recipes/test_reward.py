@@ -196,7 +196,7 @@ def test_an_orm_learns_verdicts_at_every_completion_token_and_language_there_onl
 
 
 def test_a_prm_reads_nothing_behind_the_first_false_step(base: Path):
-    cfg = config(base, "run", kind="prm")
+    cfg = config(base, "run", kind="prm", every_token=False)
     sampled, chat, tasks = made(cfg)
     todo, about = lessons(cfg, tasks, chat, sampled)
     values = [[label.value for label in one.labels] for (one,) in todo]  # type: ignore[misc]
@@ -204,6 +204,11 @@ def test_a_prm_reads_nothing_behind_the_first_false_step(base: Path):
     assert all(0.0 not in row[:-1] for row in values)
     assert all(one.labels[-1].end == len(one.tokens) for (one,) in todo)  # type: ignore[misc]
     assert about["labels"] == sum(map(len, values)) and about["positive"] == sum(map(sum, values))
+    dense, _ = lessons(replace(cfg, every_token=True), tasks, chat, sampled)
+    assert [one.tokens for (one,) in dense] == [one.tokens for (one,) in todo]  # type: ignore[misc]
+    chains = [chain for s in sampled for chain in s.chains(chat) if chain.ends]
+    for (one,), chain in zip(dense, chains, strict=True):  # type: ignore[misc]
+        assert [label.end for label in one.labels] == list(range(chain.prompt + 1, len(one.tokens) + 1))
 
 
 def test_a_task_that_judges_no_steps_cannot_teach_them(base: Path):

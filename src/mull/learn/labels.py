@@ -161,6 +161,18 @@ def exact_labels(chain: Chain) -> list[Label]:
     return labels
 
 
+def spread(chain: Chain, labels: Sequence[Label]) -> list[Label]:
+    """Each step's label at every token of the step, so that a value inside a step learns what the step will come to.
+
+    What Cobbe et al. do with a chain's verdict, done with a step's. At a step's end nothing changes.
+    """
+    out: list[Label] = []
+    for end, value in labels:
+        start = max((e for e in (chain.prompt, *chain.ends) if e < end), default=chain.prompt)
+        out += [Label(t, value) for t in range(start + 1, end + 1)]
+    return out
+
+
 async def rollout_labels(chain: Chain, complete: Complete, k: int, most: int | None = None) -> Estimated:
     """The share of right ones among `k` completions of the prefix at each step's end (Math-Shepherd's soft estimate;
     `hard` makes the other one of it). The end of the chain takes its verdict, which needs no sampling.

@@ -73,9 +73,10 @@ class RewardConfig:
     hard: bool = False  # rollout labels are 1 where any completion was right, instead of the share
     loss: Literal["bce", "mse"] = "bce"  # of values; pairs have their own
     lm_weight: float = 0.1  # of the language model's loss beside the ORM's
+    every_token: bool = True  # of a step, not its end alone, learns the step's label (prm, prm-rollouts, omega)
     epochs: int = 3
     step_tokens: int = 8192  # tokens of one optimiser step
-    micro_tokens: int = 8192  # tokens of one forward and backward pass, padding included
+    micro_tokens: int = 2048  # tokens of one forward and backward pass, padding included: small ones pad less
     lr: float = 5e-4
     warmup: int = 10
     weight_decay: float = 0.01
