@@ -159,9 +159,22 @@ def test_paths_that_lookahead_completes_do_not_vote_beside_the_search():
             break
     else:
         raise AssertionError("8 was never sampled")
-    # And with the budget gone before the search has an answer, they are what there is.
-    trace = search(beam, sampler_of(script), 1, lookahead=3, budget=Budget(tokens=7, answer_tokens=2, samples=1))
-    assert trace.answer == "9" and trace.exhausted
+
+
+def likes(start: str, text: str) -> float:
+    return 0.9 if text.startswith(start) else 0.2
+
+
+def test_paths_that_lookahead_completes_are_chosen_from_when_there_are_no_others():
+    script = {"": {"a\n": 1.0, "b\n": 1.0}}
+    for line, answer in (("a\n", "1"), ("b\n", "2")):
+        script |= {line: {"</think>": 1.0}, line + "</think>": {answer: 1.0}}
+    for good, answer in (("a", "1"), ("b", "2")):
+        # For four first steps, and for the looks from two of them.
+        budget = Budget(tokens=4 * 2 + 2 * (1 + 2), answer_tokens=2, samples=4)
+        value = partial(likes, good)
+        trace = search(beam, sampler_of(script), 4, value, expand=4, lookahead=2, budget=budget)
+        assert trace.answers in (["1", "2"], ["2", "1"]) and trace.answer == answer and trace.exhausted
 
 
 def test_equal_paths_go_on_once_and_are_scored_once():

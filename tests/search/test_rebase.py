@@ -14,9 +14,9 @@ from tests.search.tools import ScriptedScorer, assert_sound, canonical, run, sam
 def test_widths_by_hand():
     # exp of 0, -1, -2 (scores over .1 apart): 1, .3679, .1353; shares of 8 by them: 5.32, 1.96, .72
     assert widths([0.5, 0.4, 0.3], [1, 1, 1], 8, 0.1) == [5, 2, 1]
-    # Shares of 10: 6.65, 2.45, .90. Rounded each for itself they are 7, 2, 1; rounded up, 7 + 3 + 1 = 11 of 10 places.
+    # Shares of 10: 6.65, 2.45, .90. Rounded up, the best first, out of what is left: 7, 3, 0.
     assert widths([0.5, 0.4, 0.3], [1, 1, 1], 10, 0.1) == [7, 2, 1]
-    # Three alike, 4 places: 1.33 each. Rounding each for itself would lose a place, rounding up would find two.
+    # Three alike, 4 places: 1.33 each. Rounding each for itself would lose a place.
     assert widths([0.7, 0.7, 0.7], [1, 1, 1], 4, 0.1) == [2, 1, 1]
     assert widths([0.7, 0.7, 0.7], [1, 1, 1], 2, 0.1) == [1, 1, 0]
     # Eight copies of each of two, a tenth apart: 16 · e / (e + 1) = 11.70. As 16 nodes they would get one place each.
@@ -60,7 +60,7 @@ def test_places_go_to_paths_by_their_scores_and_leave_with_those_that_finish():
         trace = run(rebase, sampler, budget, scorer=scorer, canonical=canonical, seed=seed)
         first = texts(trace)[:9]
         firsts = [text for text in value if text in first]  # the best first
-        shares = widths([value[text] for text in firsts], [first.count(text) for text in firsts], 9, 0.1)
+        shares = widths([value[text] for text in firsts], [first.count(text) for text in firsts], 9, 0.2)
         second = [(text, width) for text, width in zip(firsts, shares, strict=True) if width]
         asked = [(thought(call.prefix), call.n) for call in sampler.calls]
         assert asked[0] == ("", 9) and asked[1 : 1 + len(second)] == second

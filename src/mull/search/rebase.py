@@ -28,7 +28,7 @@ async def rebase(
     *,
     scorer: Scorer,
     canonical: Canonical,
-    balance: float = 0.1,
+    balance: float = 0.2,
     aggregate: Aggregate = "last",
     choose: Choose = "vote",
     steps: Steps = LINES,
@@ -36,12 +36,13 @@ async def rebase(
     """Reward-balanced search (Wu et al. 2408.00724): N = `budget.samples` paths; after each step the paths that are
     still open get shares of the next ones by softmax(score / `balance`). One that finishes takes its place away.
 
-    Low `balance` goes on from the best path alone, high balance from all alike. Shares are rounded so that they sum to
-    the places that are left (see `widths`). Equal paths go on as one with the shares of all: a step that is sampled
-    twice as often has twice the share, as the policy would have it, and rounding takes less from it.
+    Low `balance` (the authors' is 0.2) goes on from the best path alone, high balance from all alike. Shares are
+    rounded so that they sum to the places that are left (see `widths`). Equal paths go on as one with the shares of
+    all: a step that is sampled twice as often has twice the share, as the policy would have it, and rounding takes
+    less from it.
     """
     if not balance > 0:
-        raise UserError(f"balance={balance} cannot divide scores: set it above 0 (the paper has 0.1)")
+        raise UserError(f"balance={balance} cannot divide scores: set it above 0 (the authors have 0.2)")
     tree = Tree("rebase", question, sampler, chat, budget, decoding, seed, scorer, steps)
     grown = await tree.extend(tree.root, budget.samples)
     finished = []
@@ -67,8 +68,8 @@ async def rebase(
 def widths(scores: Sequence[float], copies: Sequence[int], slots: int, balance: float) -> list[int]:
     """`slots` shared out in proportion to copies · exp(score / balance), in whole numbers that sum to it.
 
-    By largest remainder, of equal ones the first. The paper rounds each share for itself, and its implementation
-    rounds up: the sum then runs past the budget, or short of it.
+    By largest remainder, of equal ones the first. The paper rounds each share for itself, which may miss the sum; its
+    implementation rounds up, the best first, out of what is left, which favours the best.
 
     >>> widths([0.9, 0.9, 0.1], [1, 1, 1], 5, balance=0.1), widths([0.5, 0.5], [1, 3], 4, balance=0.1)
     ([3, 2, 0], [1, 3])
