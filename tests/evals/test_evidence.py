@@ -220,3 +220,23 @@ def test_commands_with_backticks_stay_code():
 def test_this_repository_has_no_drift():
     paths = [p for p in (REPOSITORY / "README.md", REPOSITORY / "docs") if p.exists()]
     assert tables.update(paths, REPOSITORY / evidence.ROOT, check=True) == []
+
+
+def test_a_grid_has_a_table_for_each_group(tmp_path):
+    rows = [
+        row(claim=f"{task} / {who} / {n}", value=v, low=v - 0.1, high=v + 0.1)
+        for task, who, n, v in [("chain", "ORM", "1", 0.3), ("chain", "ORM", "4", 0.5), ("chain", "PRM", "4", 0.6)]
+        + [("addition", "ORM", "1", 0.2)]
+    ]
+    evidence.write("grid", rows, tmp_path)
+    page = tmp_path / "page.md"
+    page.write_text("<!-- grid:grid -->\n<!-- /evidence -->\n")
+    assert tables.update([page], tmp_path) == [f"{page}: grid"]
+    text = page.read_text()
+    assert "| chain (n = " in text and "| ORM | 30.0 (20–40) | 50.0 (40–60) |" in text
+    assert "| PRM |  | 60.0 (50–70) |" in text and text.count("|---|") == 2
+    assert tables.update([page], tmp_path, check=True) == []
+    evidence.write("flat", [row()], tmp_path)
+    page.write_text("<!-- grid:flat -->\n<!-- /evidence -->\n")
+    with pytest.raises(UserError, match="no grid"):
+        tables.update([page], tmp_path)

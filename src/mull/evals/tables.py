@@ -5,7 +5,8 @@ A table stands between two lines, each alone on its line and outside code blocks
     <!-- evidence:NAME -->
     <!-- /evidence -->
 
-Whatever is between them is replaced. With `--check` nothing is written, and a table that differs from its file is
+Whatever is between them is replaced. `grid:NAME` instead of `evidence:NAME` draws claims of the form
+"group / row / column" as one table for each group. With `--check` nothing is written, and a table that differs from its file is
 named; the exit code is then 1. A file that cannot be used (no such evidence, a marker without its end) exits with 2.
 """
 
@@ -21,7 +22,7 @@ from mull.errors import UserError
 from mull.evals import evidence
 from mull.files import write_whole
 
-_OPEN = re.compile(r"\s*<!-- evidence:(\S+) -->\s*")
+_OPEN = re.compile(r"\s*<!-- (evidence|grid):(\S+) -->\s*")
 _CLOSE = re.compile(r"\s*<!-- /evidence -->\s*")
 _FENCE = re.compile(r" {0,3}(`{3,}|~{3,})(.*)")
 
@@ -36,11 +37,45 @@ def table(rows: Sequence[evidence.Row]) -> str:
         seeds = ", ".join(map(str, row["seeds"])) or "-"
         value = quantity(row["value"], row["unit"])
         lines.append(f"| {_cell(row['claim'])} | {_cell(value)} | {_cell(interval)} | {row['n']:,} | {seeds} |")
+    return "\n".join([*lines, "", *_origins(rows)]) + "\n"
+
+
+def grid(rows: Sequence[evidence.Row]) -> str:
+    """Claims "group / row / column" as a table for each group, in their order; cells are "value (low–high)".
+
+    UserError for a claim of another form.
+    """
+    groups: dict[str, dict[str, dict[str, evidence.Row]]] = {}
+    for row in rows:
+        parts = row["claim"].split(" / ")
+        if len(parts) != 3:
+            raise UserError(f"the claim {row['claim']!r} is not of the form 'group / row / column': no grid")
+        groups.setdefault(parts[0], {}).setdefault(parts[1], {})[parts[2]] = row
+    lines = []
+    for name, table_rows in groups.items():
+        columns = list(dict.fromkeys(column for cells in table_rows.values() for column in cells))
+        n = max(row["n"] for cells in table_rows.values() for row in cells.values())
+        lines += [f"| {_cell(name)} (n = {n:,}) | {' | '.join(map(_cell, columns))} |", "|---|" + "--:|" * len(columns)]
+        for label, cells in table_rows.items():
+            drawn = [_short(cells[column]) if column in cells else "" for column in columns]
+            lines.append(f"| {_cell(label)} | {' | '.join(drawn)} |")
+        lines.append("")
+    return "\n".join([*lines, *_origins(rows)]) + "\n"
+
+
+def _short(row: evidence.Row) -> str:
+    """ "61.3 (58–64)" for shares and points in per cent, else the quantity."""
+    if row["unit"] not in ("share", "points"):
+        return quantity(row["value"], row["unit"])
+    value = f"{100 * row['value']:.1f}"
+    return value if row["low"] is None else f"{value} ({100 * row['low']:.0f}–{100 * row['high']:.0f})"
+
+
+def _origins(rows: Sequence[evidence.Row]) -> list[str]:
     origins = dict.fromkeys((r["command"], r["commit"], r["machine"]) for r in rows)
-    lines.append("")
-    lines += [f"{_code(command)} at {_cell(commit)} on {_cell(machine)}  " for command, commit, machine in origins]
+    lines = [f"{_code(command)} at {_cell(commit)} on {_cell(machine)}  " for command, commit, machine in origins]
     lines[-1] = lines[-1].rstrip()
-    return "\n".join(lines) + "\n"
+    return lines
 
 
 def quantity(value: float, unit: str) -> str:
@@ -78,7 +113,7 @@ def redraw(text: str, where: str, root: str | Path = evidence.ROOT) -> tuple[str
     """`text` with every table drawn anew, and the names of those that changed."""
     out: list[str] = []
     changed: list[str] = []
-    name, old, fence = "", [], ""
+    draw, name, old, fence = table, "", [], ""
     for number, line in enumerate(text.splitlines(keepends=True), 1):
         found = _FENCE.match(line)
         if not name and found:
@@ -92,12 +127,12 @@ def redraw(text: str, where: str, root: str | Path = evidence.ROOT) -> tuple[str
         if opens:
             if name:
                 raise UserError(f"{where}, line {number}: the table of {name!r} above has no <!-- /evidence -->")
-            name, old = opens[1], []
+            draw, name, old = {"evidence": table, "grid": grid}[opens[1]], opens[2], []
             out.append(line if line.endswith("\n") else line + "\n")
         elif closes:
             if not name:
                 raise UserError(f"{where}, line {number}: <!-- /evidence --> without a table to end")
-            new = "\n" + table(evidence.read(name, root)) + "\n"
+            new = "\n" + draw(evidence.read(name, root)) + "\n"
             if new != "".join(old):
                 changed.append(name)
             out += [new, line]
