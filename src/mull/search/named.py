@@ -120,7 +120,7 @@ def named(text: str) -> Named:
         if not equals or key not in known:
             has = f"its options are {', '.join(known)}" if known else "it has no options"
             raise UserError(f"strategy {text!r}: {part!r} is no option of {name}{nearest(key, known)}; {has}")
-        options[key] = _read(text, key, value.strip(), known[key].annotation)
+        options[key] = _read(text, key, value, known[key].annotation)
     return Named(text, name, options)
 
 
@@ -140,6 +140,9 @@ def _plain(kind: Any) -> bool:
 
 
 def _read(text: str, key: str, value: str, kind: Any) -> Any:
+    if kind is str:
+        return value  # its spaces may matter
+    value = value.strip()
     if typing.get_origin(kind) is Literal:
         choices = typing.get_args(kind)
         if value in choices:
