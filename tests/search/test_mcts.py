@@ -10,8 +10,9 @@ import pytest
 from mull.engine.scripted import ScriptedSampler
 from mull.errors import SamplerLost, UserError
 from mull.ledger import Budget
-from mull.search.mcts import Branch, Search, mcts
-from mull.search.tree import Tree
+from mull.search.branches import Branch, Statistics
+from mull.search.mcts import Search, mcts
+from mull.search.tree import Node, Tree
 from mull.types import SpanKind
 from tests.search import hardships
 from tests.search.hardships import search
@@ -22,7 +23,8 @@ def start(sampler, judge=None, budget=None, seed=0, **options) -> Search:
     """A search that has not begun; `judge` scores texts, None: there is no scorer."""
     scorer = None if judge is None else ScriptedScorer(judge)
     tree = Tree("mcts", QUESTION, sampler, chat(), budget or Budget(), seed=seed, scorer=scorer)
-    return Search(tree, canonical, **options)
+    rule = {key: options.pop(key) for key in ("select", "c", "virtual_loss") if key in options}
+    return Search(Statistics(tree, canonical, **rule), **options)
 
 
 def simulate(search: Search, n: int) -> Search:
@@ -116,12 +118,10 @@ def test_uct_by_hand():
 def preferred(children: list[Branch], visits: int, total: float, **options) -> str:
     search = start(hardships.wild(), hardships.chance, **options)
     search.root.children, search.root.visits, search.root.total, search.root.flying = children, visits, total, 1
-    return chr(search._preferred(search.root).node.span)
+    return chr(search.stats.preferred(search.root).node.span)
 
 
 def branch(name: str, visits: int, mean: float, prior: float = 0.5, first: float | None = None, flying=0) -> Branch:
-    from mull.search.tree import Node
-
     return Branch(Node(ord(name), ()), first, prior=prior, visits=visits, total=visits * mean, flying=flying)
 
 
@@ -242,15 +242,15 @@ def test_agreement_of_rollouts_finds_the_right_branch_without_any_score():
 
 def test_agreement_is_with_the_other_finished_chains():
     s = simulate(start(ScriptedSampler(hidden, chat()), value="rollout", seed=1, expand=6), 30)
-    answers = [leaf.answer for leaf in s.finished]
-    assert len(s.finished) > 10
-    for leaf, form in s.finished.items():
+    answers = [leaf.answer for leaf in s.stats.finished]
+    assert len(s.stats.finished) > 10
+    for leaf, form in s.stats.finished.items():
         share = (answers.count(leaf.answer) - 1) / (len(answers) - 1)
-        assert s._confidence(form) == pytest.approx(share)
+        assert s.stats.confidence(form) == pytest.approx(share)
     for b in branches(s).values():  # W is the sum over its simulations, with what is known now
-        assert s._total(b) == pytest.approx(sum(n * s._confidence(form) for form, n in b.answers.items()))
+        assert s.stats.total(b) == pytest.approx(sum(n * s.stats.confidence(form) for form, n in b.answers.items()))
         assert sum(b.answers.values()) == b.visits
-    assert s._confidence(None) == 0.0
+    assert s.stats.confidence(None) == 0.0
 
 
 def test_rollouts_with_a_scorer_ask_it_for_finished_chains_alone():
@@ -270,6 +270,16 @@ def test_both_values_are_mixed(mix):
     simulate(s, 25)
     assert s.root.visits == 25
     assert s.root.total == pytest.approx(0.4 + 24 * (mix * 0.4 + (1 - mix) * 0.8))
+
+
+def test_copies_of_a_finished_path_vote():
+    """One way, two answers: "2" is worth more, "1" is given four times as often."""
+    script = {"": {"</think>": 1.0}, "</think>": {"1": 4.0, "2": 1.0}}
+    judge = lambda text: 0.6 if "2" in text else 0.5  # noqa: E731
+    vote = search(mcts, sampler_of(script), Budget(samples=8), judge, expand=12)
+    assert vote.answers.count("1") > vote.answers.count("2") > 0 and vote.answer == "1"
+    best = search(mcts, sampler_of(script), Budget(samples=8), judge, expand=12, choose="visits")
+    assert best.answer == "2" and not any(best.spans[leaf].pruned for leaf in best.leaves)
 
 
 # ---------------------------------------------------------------------------------------- exact backups, and what costs
@@ -313,7 +323,7 @@ def test_a_simulation_expands_once_and_an_expansion_uses_the_rollouts():
     close = chat().think_close[0]
     rollouts = [c for c in sampler.calls if close in c.params.stop_tokens and 10 not in c.params.stop_tokens]
     assert 30 < len(rollouts) <= 40 and all(call.n == 1 for call in rollouts) and len(steps) < 40
-    assert len(s.finished) >= len(rollouts)
+    assert len(s.stats.finished) >= len(rollouts)
 
 
 def test_finished_paths_are_visited_again_for_nothing():
