@@ -123,9 +123,9 @@ def test_every_kind_ends_in_a_scorer_and_its_measure(base: Path, kind: str):
 
 
 @pytest.mark.parametrize("kind", ["orm", "prm-rollouts", "critic"])
-def test_killed_and_resumed_is_bitwise_the_same(base: Path, monkeypatch: pytest.MonkeyPatch, kind: str):
+def test_killed_and_resumed_is_bitwise_the_same(base: Path, kind: str):
     def cfg(name: str) -> RewardConfig:
-        return replace(config(base, name, kind=kind), traces=None, step_tokens=80, epochs=3)
+        return replace(config(base, name, kind=kind), traces=None, step_tokens=80, epochs=10, checkpoint_every=5)
 
     seconds = finish(reward, cfg("whole"))
     broken_run(reward, cfg("broken"), 3, random.Random(4), seconds / 12)

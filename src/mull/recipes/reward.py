@@ -72,7 +72,7 @@ class RewardConfig:
     rollout_chains: int = 4  # chains of each question that are labelled by rollouts
     hard: bool = False  # rollout labels are 1 where any completion was right, instead of the share
     loss: Literal["bce", "mse"] = "bce"  # of values; pairs have their own
-    lm_weight: float = 0.1  # of the language model's loss beside the ORM's
+    lm_weight: float = 0.1  # of the language model's loss beside that of values: keeps what the policy knew
     every_token: bool = True  # of a step, not its end alone, learns the step's label (prm, prm-rollouts, omega)
     epochs: int = 3
     step_tokens: int = 8192  # tokens of one optimiser step

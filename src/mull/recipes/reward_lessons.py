@@ -65,7 +65,7 @@ def lessons(
                     todo.append((ValueSample(chain.tokens, found, chain.prompt if lm else None),))
             made["by"] = "the verdict on the answer, at every token"
         case "prm":
-            todo += _steps([(chain, lab.exact_labels(chain)) for chain in everything], cfg.every_token)
+            todo += _steps([(chain, lab.exact_labels(chain)) for chain in everything], cfg)
             made["by"] = "the task's step checks, up to the first false step"
         case "prm-rollouts" | "omega":
             assert labelled is not None
@@ -74,7 +74,7 @@ def lessons(
                 pairs += zip(different(chains), found.labels, strict=False)  # the first few of the chains have labels
             if cfg.hard and cfg.kind == "prm-rollouts":
                 pairs = [(chain, lab.hard(found)) for chain, found in pairs]
-            todo += _steps(pairs, cfg.every_token)
+            todo += _steps(pairs, cfg)
             made |= {"by": f"{cfg.rollouts} rollouts a prefix", "rollouts": sum(one.rollouts for one in labelled)}
             made |= noise([(chain, found) for chain, found in pairs if found])
         case "pairwise":
@@ -108,13 +108,14 @@ def lessons(
     return todo, made
 
 
-def _steps(pairs: Sequence[tuple[Chain, Sequence[Label]]], every_token: bool) -> list[Lesson]:
+def _steps(pairs: Sequence[tuple[Chain, Sequence[Label]]], cfg: RewardConfig) -> list[Lesson]:
     """A sequence is cut behind its last label: nothing behind it is learnt."""
-    return [
-        (ValueSample(chain.tokens[: found[-1].end], lab.spread(chain, found) if every_token else found),)
-        for chain, found in pairs
-        if found
-    ]
+    todo: list[Lesson] = []
+    for chain, found in pairs:
+        if found:
+            tokens, lm = chain.tokens[: found[-1].end], chain.prompt if cfg.lm_weight > 0 else None
+            todo.append((ValueSample(tokens, lab.spread(chain, found) if cfg.every_token else found, lm),))
+    return todo
 
 
 def _end(tokens: Sequence[int], value: float) -> ValueSample:
