@@ -129,6 +129,8 @@ def test_what_the_rules_prefer():
     # PUCT, N=16: .5+.25*4/(1+9)=.6 and .2+.75*4/(1+5)=.7; with c=.1: .51 and .25.
     pair = lambda: [branch("x", 9, 0.5, 0.25), branch("y", 5, 0.2, 0.75)]  # noqa: E731
     assert preferred(pair(), 16, 6.0) == "y" and preferred(pair(), 16, 6.0, c=0.1) == "x"
+    # N is 4, whoever selects: .5+.5*2/5=.7 over .19+.5*2/2=.69; with the one that selects it would be .72 and .75.
+    assert preferred([branch("x", 4, 0.5), branch("y", 1, 0.19)], 4, 2.0) == "x"
     # UCT, the same: .5+sqrt(ln 16/9)=1.055 and .2+sqrt(ln 16/5)=.945.
     assert preferred(pair(), 16, 6.0, select="uct") == "x" and preferred(pair(), 16, 6.0, select="uct", c=9.0) == "y"
     # Never visited and never scored: UCT goes there at once, the likelier first; PUCT values it like the parent.

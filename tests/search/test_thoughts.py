@@ -120,6 +120,16 @@ def test_depth_first_backtracks_as_written():
         assert "c\n" in pruned
 
 
+def test_depth_first_backtracks_from_a_path_that_is_lost():
+    """The second request, to go on from "a", fails."""
+    sampler = sampler_of(TRAP, fail={1: hardships.GONE})
+    trace = search(tot_dfs, sampler, Budget(samples=3), trap_score, expand=6)
+    assert trace.answer == "2" and trace.lost == ["the sampler was lost: gone away"]
+    dead_end = {**TRAP, "a\n": {"stop": 1.0}}
+    trace = search(tot_dfs, sampler_of(dead_end), Budget(samples=3), trap_score, expand=6)
+    assert trace.answer == "2" and not trace.lost
+
+
 def test_depth_first_ends_at_the_first_path_that_is_good_enough():
     sampler = sampler_of(TRAP)
     all_of_them = search(tot_dfs, sampler, Budget(samples=9), trap_score, expand=6, threshold=0.0, enough=0.9)
