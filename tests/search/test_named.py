@@ -20,7 +20,9 @@ class Critic:
 
 @pytest.mark.parametrize("name", [n for n in STRATEGIES if n != "auto"])
 def test_every_name_runs(name):
-    strategy = named("wait:waits=0" if name == "wait" else name).bind(canonical, ScriptedScorer(lambda t: 0.5), Critic())
+    strategy = named("wait:waits=0" if name == "wait" else name).bind(
+        canonical, ScriptedScorer(lambda t: 0.5), Critic()
+    )
     budget = Budget(samples=4)
     trace = asyncio.run(strategy(QUESTION, sampler_of(FORK), chat(), budget, seed=1))
     assert trace.answer in ("1", "2") and budget.spent.sampled_tokens == trace.cost.sampled_tokens > 0

@@ -67,7 +67,7 @@ class CompareConfig:
     )
     budgets: tuple[int, ...] = (1, 4, 16, 64)  # N of each strategy: chains, beams, particles, simulations
     hold_out: int = 1  # so many of the largest budgets are predicted before they are run
-    problems: int = 64  # of each task, over its levels
+    problems: int = 48  # of each task, over its levels
     seeds: int = 1  # of the sampling
     think_tokens: int = 256
     answer_tokens: int = 32
