@@ -11,10 +11,10 @@ import torch
 from mull.errors import UserError
 from mull.learn import optim, values
 from mull.learn.labels import Label
-from mull.learn.values import ValueSample, forward, pack_values
+from mull.learn.values import ValueSample, forward, pack_values, tree_size
 from mull.models.attention import causal
 from mull.models.value import ValueModel
-from tests.engine.small import model, prompts
+from tests.engine.small import FAMILIES, model, prompts
 
 
 def value_model() -> ValueModel:
@@ -52,8 +52,8 @@ def test_a_value_is_learnt_where_its_prefix_ends():
     logits_N, _ = forward(made, batch)
     expected = [(one, 7), (one, 19), (one, 30), (two, 12)]
     assert logits_N.tolist() == pytest.approx([logit(made, s.tokens[:end]) for s, end in expected], abs=1e-4)
-    assert batch.labels_BT[batch.weight_BT > 0].tolist() == [1.0, 0.25, 0.0, 1.0]
-    assert batch.denominator == 4 and batch.lm_denominator == 0 and batch.groups == 2
+    assert batch.labels_N.tolist() == [1.0, 0.25, 0.0, 1.0]
+    assert batch.denominator == 4 and batch.lm_denominator == 0 and batch.sees_BTT is None
 
 
 def test_nothing_behind_a_prefix_changes_its_value():
@@ -74,7 +74,7 @@ def test_the_language_model_loss_is_on_the_completion_alone():
     assert logprobs_M.tolist() == pytest.approx(expected, abs=1e-4) and batch.lm_denominator == 12
     changed = ValueSample([1, 2, 3, *one.tokens[3:]], one.labels, 8)
     [other] = pack_values([(changed,)], 1000)
-    assert other.tokens_BT.roll(-1, 1)[other.lm_BT > 0].tolist() == one.tokens[8:]
+    assert other.lm_targets_M.tolist() == one.tokens[8:] and other.lm_at_M.tolist() == list(range(7, 19))
 
 
 @pytest.mark.parametrize("kind", ["bce", "mse", "pairs"])
@@ -100,13 +100,50 @@ def test_micro_batches_and_padding_change_nothing(kind):
     assert found[0].abs().max() > 1e-3
 
 
+@pytest.mark.parametrize("family", ["qwen3", "mistral"])
+@pytest.mark.parametrize("kind", ["bce", "mse"])
+def test_a_tree_learns_what_its_chains_learn_alone(kind, family):
+    """The same losses and gradients, whether chains share their prefixes' rows or have rows of their own."""
+    made = ValueModel(model(FAMILIES[family]))
+    with torch.no_grad():
+        made.head.weight.mul_(20)
+    rng = np.random.default_rng(0)
+    [root] = prompts(1, shortest=14, longest=15)
+    middle = [*root, *prompts(1, 1, shortest=6, longest=7)[0]]
+    tails = [[*base, *rng.integers(0, 256, 3 + i).tolist()] for i, base in enumerate([root, middle, middle, root])]
+    chains = [ValueSample(t, [Label(16, 0.25), Label(len(t), float(i % 2))], 14) for i, t in enumerate(tails)]
+    chains += [chains[1], ValueSample(middle, [Label(18, 1.0)], 14)]  # a chain twice, and one inside another
+    found = []
+    for groups in ([(c,) for c in chains], [tuple(chains)], [tuple(chains[:3]), tuple(chains[3:])]):
+        parts = [values.loss(made, batch, kind, 0.3) for batch in pack_values(groups, 10_000)]
+        total = torch.stack([part["loss"] for part in parts]).sum()
+        total.backward()
+        found.append((float(total.detach()), gradients(made)))
+    for loss, gradient in found[1:]:
+        assert loss == pytest.approx(found[0][0], rel=1e-5)
+        assert torch.allclose(gradient, found[0][1], atol=1e-5)
+    [tree] = pack_values([tuple(chains)], 10_000, pad_to=1)
+    assert tree.tokens_BT.numel() == tree_size(tuple(chains)) == 14 + 6 + 3 + 4 + 5 + 6
+    assert tree.denominator == 11 and tree.lm_denominator == sum(len(c.tokens) - 14 for c in chains)
+
+
+def test_pairs_of_one_question_share_a_row():
+    made, [root] = value_model(), prompts(1, shortest=20, longest=21)
+    pairs = [
+        (ValueSample([*root, i], [Label(21, 1.0)]), ValueSample([*root, i + 9], [Label(21, 0.0)])) for i in range(3)
+    ]
+    [alone] = pack_values(pairs, 10_000)
+    [shared] = pack_values([tuple(one for pair in pairs for one in pair)], 10_000)
+    a, b = (values.loss(made, batch, "pairs", 0.0)["loss"].detach() for batch in (alone, shared))
+    assert float(a) == pytest.approx(float(b), rel=1e-5) and shared.tokens_BT.numel() < 40
+
+
 def test_pairs_stay_together_and_in_order():
     made = value_model()
     groups = [(sample(n, (n, 1.0), seed=n), sample(40 - n, (40 - n, 0.0), seed=90 + n)) for n in range(5, 20)]
     better, worse = [], []
-    for batch in pack_values(groups, 90):
-        assert len(batch.tokens_BT) % 2 == 0 and batch.groups == 15
-        assert batch.labels_BT[batch.weight_BT > 0].tolist() == [1.0, 0.0] * (len(batch.tokens_BT) // 2)
+    for batch in pack_values(groups, 120):
+        assert batch.denominator == 30 and batch.labels_N.tolist() == [1.0, 0.0] * len(batch.tokens_BT)
         a, b = forward(made, batch)[0].view(-1, 2).unbind(-1)
         better, worse = better + a.tolist(), worse + b.tolist()
     assert sorted(better) == pytest.approx(sorted(logit(made, g[0].tokens) for g in groups), abs=1e-4)
@@ -136,8 +173,8 @@ def test_losses_by_hand():
     assert float(values.value_loss(logits, labels, 6.0, "mse")) == pytest.approx(mse, rel=1e-6)
     pairs = values.bradley_terry(torch.tensor([1.0, -3.0]), torch.tensor([0.0, 0.5]), 2.0)
     assert float(pairs) == pytest.approx((math.log(1 + math.exp(-1)) + math.log(1 + math.exp(3.5))) / 2, rel=1e-6)
-    assert float(values.language_model_loss(torch.tensor([-1.0, -2.0]), 4.0)) == 0.75
-    assert float(values.language_model_loss(torch.zeros(0), 0.0)) == 0.0
+    assert float(values.language_model_loss(torch.tensor([-1.0, -2.0]), torch.tensor([1.0, 3.0]), 4.0)) == 1.75
+    assert float(values.language_model_loss(torch.zeros(0), torch.zeros(0), 0.0)) == 0.0
 
 
 @pytest.mark.parametrize("kind", ["bce", "mse", "pairs"])

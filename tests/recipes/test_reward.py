@@ -20,7 +20,7 @@ from mull.models.nano import shipped_folder
 from mull.models.value import read_info
 from mull.recipes import reward_data as data
 from mull.recipes.reward import AGGREGATE, RewardConfig, planned, prepared, reward
-from mull.recipes.reward_lessons import lessons, noise, tokens_of
+from mull.recipes.reward_lessons import lessons, noise, together, tokens_of
 from mull.scorers.critic import Critic
 from mull.scorers.value import ValueScorer, load_scorer
 from mull.search.choose import AGGREGATES
@@ -81,6 +81,10 @@ def config(base: Path, out: str, **options) -> RewardConfig:
 
 def rows(out: Path) -> list[dict]:
     return [json.loads(line) for line in (out / "metrics.jsonl").open()]
+
+
+def flatten(todo) -> list[ValueSample]:
+    return [one for lesson in todo for one in lesson]
 
 
 def made(cfg: RewardConfig):
@@ -177,8 +181,8 @@ def test_unscorable_chains_teach_nothing_and_are_counted(base: Path):
     todo, about = lessons(cfg, tasks, chat, sampled)
     verdicts = [v.correct for s in sampled for v in s.verdicts]
     assert about["unscorable"] == verdicts.count(None) > 0
-    assert len(todo) == len(verdicts) - verdicts.count(None)
-    flat = [label.value for [one] in todo for label in one.labels]  # type: ignore[misc]
+    assert len(flatten(todo)) == len(verdicts) - verdicts.count(None)
+    flat = [label.value for one in flatten(todo) for label in one.labels]
     assert {0.0, 1.0} == set(flat)
 
 
@@ -187,27 +191,26 @@ def test_an_orm_learns_verdicts_at_every_completion_token_and_language_there_onl
     sampled, chat, tasks = made(cfg)
     todo, _ = lessons(cfg, tasks, chat, sampled)
     chains = [chain for s in sampled for chain in s.chains(chat)]
-    assert len(todo) == len(chains)
-    for (one,), chain in zip(todo, chains, strict=True):  # type: ignore[misc]
-        assert isinstance(one, ValueSample) and one.tokens == chain.tokens and one.lm_from == chain.prompt
+    for one, chain in zip(flatten(todo), chains, strict=True):
+        assert one.tokens == chain.tokens and one.lm_from == chain.prompt
         assert [label.end for label in one.labels] == list(range(chain.prompt + 1, len(chain.tokens) + 1))
     without, _ = lessons(replace(cfg, lm_weight=0.0), tasks, chat, sampled)
-    assert all(one.lm_from is None for (one,) in without)  # type: ignore[misc]
+    assert all(one.lm_from is None for one in flatten(without))
 
 
 def test_a_prm_reads_nothing_behind_the_first_false_step(base: Path):
     cfg = config(base, "run", kind="prm", every_token=False)
     sampled, chat, tasks = made(cfg)
     todo, about = lessons(cfg, tasks, chat, sampled)
-    values = [[label.value for label in one.labels] for (one,) in todo]  # type: ignore[misc]
+    values = [[label.value for label in one.labels] for one in flatten(todo)]
     assert any(0.0 in row for row in values) and any(0.0 not in row for row in values)
     assert all(0.0 not in row[:-1] for row in values)
-    assert all(one.labels[-1].end == len(one.tokens) for (one,) in todo)  # type: ignore[misc]
+    assert all(one.labels[-1].end == len(one.tokens) for one in flatten(todo))
     assert about["labels"] == sum(map(len, values)) and about["positive"] == sum(map(sum, values))
     dense, _ = lessons(replace(cfg, every_token=True), tasks, chat, sampled)
-    assert [one.tokens for (one,) in dense] == [one.tokens for (one,) in todo]  # type: ignore[misc]
+    assert [one.tokens for one in flatten(dense)] == [one.tokens for one in flatten(todo)]
     chains = [chain for s in sampled for chain in s.chains(chat) if chain.ends]
-    for (one,), chain in zip(dense, chains, strict=True):  # type: ignore[misc]
+    for one, chain in zip(flatten(dense), chains, strict=True):
         assert [label.end for label in one.labels] == list(range(chain.prompt + 1, len(one.tokens) + 1))
 
 
@@ -246,7 +249,13 @@ def test_the_plan_takes_every_lesson_once_an_epoch():
     flat = [i for step in plan for i in step]
     assert [sorted(flat[e * 39 : e * 39 + 39]) for e in range(3)] == [list(range(39))] * 3
     assert flat[:39] != flat[39:78] and plan == planned(todo, 3, 100, seed=1) != planned(todo, 3, 100, seed=2)
-    assert all(sum(tokens_of(todo[i])[0] for i in step[:-1]) < 100 for step in plan)
+    assert all(sum(tokens_of(todo[i]) for i in step[:-1]) < 100 for step in plan)
+
+
+def test_a_question_s_chains_stay_together_as_far_as_they_fit():
+    samples = [ValueSample([1] * n, []) for n in (5, 5, 4, 9, 12, 1)]
+    assert [[len(s.tokens) for s in group] for group in together(samples, 10)] == [[5, 5], [4], [9], [12], [1]]
+    assert [len(group) for group in together(samples, 10, step=2)] == [2, 2, 2] and together([], 10) == []
 
 
 def test_noise_of_rollout_labels_is_counted_against_exact_ones(base: Path):

@@ -1,8 +1,12 @@
-"""Learning values: samples with labels, packed; the forward pass; losses as pure functions of tensors.
+"""Learning values: samples with labels, packed as trees; the forward pass; losses as pure functions of tensors.
 
 Alignment. A label at token t judges the prefix that ends *with* token t, so it is learnt from the hidden state at
-position t: `labels_BT` and `weight_BT` are aligned with the *inputs*. (In `types.Batch` all is aligned with targets.)
-`lm_BT` at t is the weight of predicting token t + 1, as any language model does.
+position t. (In `types.Batch` all is aligned with the token that is predicted.)
+
+Trees. The samples of a group share prefixes: the chains of one question its prompt, and often their first steps. A row
+is the tree of a group's tokens; a token attends to itself and to its ancestors, and its position is its depth, so every
+path through the tree has the hidden states that it would have alone. What is shared is computed once: of nano's chains
+for one question, 2 to 4 times fewer tokens. Labels and predictions count as often as they come.
 
     | loss                     | on                                     | who                                    |
     |--------------------------|----------------------------------------|----------------------------------------|
@@ -27,7 +31,7 @@ from torch import Tensor
 from mull.errors import UserError
 from mull.learn.labels import Label
 from mull.learn.logprobs import chunked_logprobs
-from mull.models.attention import causal
+from mull.models.attention import causal, in_trees
 from mull.models.value import ValueModel
 
 Kind = Literal["mse", "bce"]
@@ -42,95 +46,150 @@ class ValueSample:
     lm_from: int | None = None  # tokens from here on are predicted, too; the prompt never is
 
 
-Group = tuple[ValueSample, ...]  # what must stand in one micro-batch: one sample, or the better and the worse of a pair
+Group = tuple[ValueSample, ...]  # of one question: one row. Of pairs: better, worse, better, worse, …
 
 
 @dataclass(slots=True)
 class ValueBatch:
-    """Right-padded rows; a group's rows are adjacent. Padding has weight 0 everywhere."""
+    """Rows of trees, right-padded; N labels in the order of groups and samples, M predicted tokens.
+
+    `at_N` and `lm_at_M` are indices into the flattened [B * T] positions.
+    """
 
     tokens_BT: Tensor  # int64
-    labels_BT: Tensor  # float32
-    weight_BT: Tensor  # float32; 0: no label here
-    lm_BT: Tensor  # float32
-    denominator: float  # sum of `weight_BT` over the optimiser step
-    lm_denominator: float  # of `lm_BT`
-    groups: float  # their number in the optimiser step
+    positions_BT: Tensor  # int64: the depth in the tree
+    sees_BTT: Tensor | None  # bool: which tokens a token attends to; None: rows are plain sequences
+    at_N: Tensor  # int64
+    labels_N: Tensor  # float32
+    lm_at_M: Tensor  # int64
+    lm_targets_M: Tensor  # int64
+    lm_weight_M: Tensor  # float32: how many of the samples predict this token here
+    denominator: float = 0.0  # labels of the optimiser step
+    lm_denominator: float = 0.0  # predictions of the optimiser step
+
+    @property
+    def trees(self) -> int:
+        return len(self.tokens_BT)
 
 
-def pack_values(groups: Sequence[Group], max_tokens: int, pad_to: int = 8) -> list[ValueBatch]:
-    """The micro-batches of one optimiser step, longest first: at most `max_tokens` = rows x columns each.
+@dataclass
+class _Tree:
+    """A group's tokens, each prefix once; parents stand before their children."""
 
-    UserError when a group alone is larger. ValueError for a label outside its sequence or outside [0, 1], and for a
-    language-model loss on a first token.
-    """
-    groups = [group for group in groups if group]
-    for sample in (sample for group in groups for sample in group):
+    tokens: list[int]
+    parents: list[int]  # -1: the first token of a sample
+    labels: list[tuple[int, float]]  # (token's index, value)
+    predicted: dict[tuple[int, int], int]  # (token's index, the next token): how often
+
+
+def _tree(group: Group) -> _Tree:
+    tree = _Tree([], [], [], {})
+    child: dict[tuple[int, int], int] = {}
+    for sample in group:
         if any(not 0 < end <= len(sample.tokens) or not 0 <= value <= 1 for end, value in sample.labels):
             raise ValueError(f"labels {list(sample.labels)} of a sequence of {len(sample.tokens)} tokens")
         if sample.lm_from is not None and sample.lm_from < 1:
             raise ValueError("a language-model loss on the first token, which nothing comes before")
-    order = sorted(range(len(groups)), key=lambda i: (-_width(groups[i]), i))
-    parts: list[tuple[list[ValueSample], int]] = []
-    while order:
-        width = -(-_width(groups[order[0]]) // pad_to) * pad_to
-        rows: list[ValueSample] = []
-        while order and (len(rows) + len(groups[order[0]])) * width <= max_tokens:
-            rows += groups[order.pop(0)]
-        if not rows:
+        at, path = -1, []
+        for t, token in enumerate(sample.tokens):
+            if sample.lm_from is not None and t >= sample.lm_from:
+                tree.predicted[at, token] = tree.predicted.get((at, token), 0) + 1
+            if (at, token) not in child:
+                child[at, token] = len(tree.tokens)
+                tree.tokens.append(token)
+                tree.parents.append(at)
+            at = child[at, token]
+            path.append(at)
+        tree.labels += [(path[end - 1], value) for end, value in sample.labels]
+    return tree
+
+
+def tree_size(group: Group) -> int:
+    """Tokens that a group takes in a batch, padding not counted."""
+    return len(_tree(group).tokens)
+
+
+def pack_values(groups: Sequence[Group], max_tokens: int, pad_to: int = 8) -> list[ValueBatch]:
+    """The micro-batches of one optimiser step, largest first: at most `max_tokens` = rows x columns each.
+
+    UserError when a group alone is larger. ValueError for a label outside its sequence or outside [0, 1], and for a
+    language-model loss on a first token.
+    """
+    trees = sorted((_tree(group) for group in groups if group), key=lambda tree: -len(tree.tokens))
+    batches: list[ValueBatch] = []
+    start = 0
+    while start < len(trees):
+        width = -(-len(trees[start].tokens) // pad_to) * pad_to
+        rows = max_tokens // width
+        if rows == 0:
             raise UserError(
-                f"{len(groups[order[0]])} sequence(s) of {_width(groups[order[0]])} tokens, padded to {width}, do not"
-                f" fit into a micro-batch of {max_tokens} tokens: raise the tokens per micro-batch"
+                f"the chains of one question, {len(trees[start].tokens)} tokens without what they share, do not fit"
+                f" into a micro-batch of {max_tokens} tokens: raise the tokens per micro-batch"
             )
-        parts.append((rows, width))
-    batches = [_batch(rows, width) for rows, width in parts]
-    weight = float(sum(b.weight_BT.sum() for b in batches))
-    lm = float(sum(b.lm_BT.sum() for b in batches))
-    return [replace(b, denominator=weight, lm_denominator=lm, groups=float(len(groups))) for b in batches]
+        batches.append(_batch(trees[start : start + rows], width))
+        start += rows
+    labels = float(sum(len(b.labels_N) for b in batches))
+    lm = float(sum(b.lm_weight_M.sum() for b in batches))
+    return [replace(b, denominator=labels, lm_denominator=lm) for b in batches]
 
 
 def to_device(batch: ValueBatch, device: torch.device | str) -> ValueBatch:
-    tensors = {f.name: getattr(batch, f.name) for f in fields(batch) if f.name.endswith("_BT")}
-    return replace(batch, **{name: x.to(device, non_blocking=True) for name, x in tensors.items()})
+    moved = {f.name: getattr(batch, f.name) for f in fields(batch)}
+    moved = {name: x.to(device, non_blocking=True) for name, x in moved.items() if isinstance(x, Tensor)}
+    return replace(batch, **moved)
 
 
-def _width(group: Group) -> int:
-    return max(len(sample.tokens) for sample in group)
-
-
-def _batch(rows: Sequence[ValueSample], width: int) -> ValueBatch:
-    shape = (len(rows), width)
-    tokens, labels = np.zeros(shape, np.int64), np.zeros(shape, np.float32)
-    weight, lm = np.zeros(shape, np.float32), np.zeros(shape, np.float32)
-    for row, sample in enumerate(rows):
-        n = len(sample.tokens)
-        tokens[row, :n] = sample.tokens
-        for end, value in sample.labels:
-            labels[row, end - 1], weight[row, end - 1] = value, 1.0
-        if sample.lm_from is not None:
-            lm[row, sample.lm_from - 1 : n - 1] = 1.0
-    tokens_BT, labels_BT, weight_BT, lm_BT = (torch.from_numpy(x) for x in (tokens, labels, weight, lm))
-    return ValueBatch(tokens_BT, labels_BT, weight_BT, lm_BT, 0.0, 0.0, 0.0)
+def _batch(trees: Sequence[_Tree], width: int) -> ValueBatch:
+    shape = (len(trees), width)
+    tokens, positions = np.zeros(shape, np.int64), np.zeros(shape, np.int64)
+    plain = all(tree.parents == list(range(-1, len(tree.parents) - 1)) for tree in trees)
+    sees = None if plain else np.zeros((*shape, width), np.bool_)
+    at, labels, lm_at, lm_targets, lm_weight = [], [], [], [], []
+    for row, tree in enumerate(trees):
+        n = len(tree.tokens)
+        tokens[row, :n] = tree.tokens
+        for t, parent in enumerate(tree.parents):
+            positions[row, t] = positions[row, parent] + 1 if parent >= 0 else 0
+            if sees is not None:
+                if parent >= 0:
+                    sees[row, t] = sees[row, parent]
+                sees[row, t, t] = True
+        if sees is not None:
+            sees[row, range(n, width), range(n, width)] = True  # padding: a row of no keys would be NaN
+        at += [row * width + t for t, _ in tree.labels]
+        labels += [value for _, value in tree.labels]
+        lm_at += [row * width + t for t, _ in tree.predicted]
+        lm_targets += [token for _, token in tree.predicted]
+        lm_weight += tree.predicted.values()
+    return ValueBatch(
+        torch.from_numpy(tokens),
+        torch.from_numpy(positions),
+        None if sees is None else torch.from_numpy(sees),
+        torch.tensor(at, dtype=torch.int64),
+        torch.tensor(labels, dtype=torch.float32),
+        torch.tensor(lm_at, dtype=torch.int64),
+        torch.tensor(lm_targets, dtype=torch.int64),
+        torch.tensor(lm_weight, dtype=torch.float32),
+    )
 
 
 # ------------------------------------------------------------------------------------------- forward pass
 
 
 def forward(model: ValueModel, batch: ValueBatch) -> tuple[Tensor, Tensor]:
-    """(value logits [N] where there is a label, in row order; log-probabilities [M] of the tokens of the
-    language-model loss), float32. N or M may be 0."""
-    B, T = batch.tokens_BT.shape
-    positions_BT = torch.arange(T, device=batch.tokens_BT.device).expand(B, T)
-    hidden_BTE = model.body(batch.tokens_BT, positions_BT, causal(model.body.config.sliding_window))
-    logits_N = model.logits(hidden_BTE[batch.weight_BT > 0])
-    predicted_BT = batch.lm_BT > 0
-    if not predicted_BT.any():
+    """(value logits [N], log-probabilities [M] of the predicted tokens), float32. N or M may be 0."""
+    windows = model.body.config.sliding_window
+    attend = causal(windows) if batch.sees_BTT is None else in_trees(batch.sees_BTT, batch.positions_BT, windows)
+    positions_BT = batch.positions_BT
+    if batch.sees_BTT is None:
+        positions_BT = torch.arange(batch.tokens_BT.shape[1], device=batch.tokens_BT.device).expand_as(batch.tokens_BT)
+    hidden_XE = model.body(batch.tokens_BT, positions_BT, attend).flatten(0, 1)
+    logits_N = model.logits(hidden_XE[batch.at_N])
+    if not len(batch.lm_at_M):
         return logits_N, logits_N.new_zeros(0)
-    targets_BT = batch.tokens_BT.roll(-1, 1)  # the last column wraps round, and has no weight
-    targets_M = targets_BT[predicted_BT]
-    ones_M = torch.ones(len(targets_M), device=targets_M.device)
-    logprobs_M, _ = chunked_logprobs(hidden_BTE[predicted_BT], model.body.head_weight_VE, targets_M, ones_M)
-    return logits_N, logprobs_M
+    ones_M = torch.ones_like(batch.lm_weight_M)
+    hidden_ME, head_VE = hidden_XE[batch.lm_at_M], model.body.head_weight_VE
+    return logits_N, chunked_logprobs(hidden_ME, head_VE, batch.lm_targets_M, ones_M)[0]
 
 
 # ------------------------------------------------------------------------------------------------ losses
@@ -149,27 +208,25 @@ def bradley_terry(better_P: Tensor, worse_P: Tensor, denominator: float) -> Tens
     return F.softplus(worse_P - better_P).sum() / max(denominator, 1.0)
 
 
-def language_model_loss(logprobs_M: Tensor, denominator: float) -> Tensor:
-    """-log p, summed and divided by the predicted tokens of the whole optimiser step; 0 where there are none."""
-    return -logprobs_M.sum() / max(denominator, 1.0)
+def language_model_loss(logprobs_M: Tensor, weight_M: Tensor, denominator: float) -> Tensor:
+    """-log p by weight, summed and divided by the predictions of the whole optimiser step; 0 where there are none."""
+    return -(weight_M * logprobs_M).sum() / max(denominator, 1.0)
 
 
 def loss(model: ValueModel, batch: ValueBatch, kind: Kind | Literal["pairs"], lm_weight: float) -> dict[str, Tensor]:
     """The parts of one micro-batch's loss, "loss" being their sum; those of a step add up over its micro-batches.
 
-    "pairs": every group is a better and a worse sample with one label each. `right` counts labels (or pairs) on whose
-    side the value is, `labels` those that it is counted over.
+    "pairs": every group is better and worse samples by turns, with one label each. `right` counts labels (or pairs) on
+    whose side the value is, `labels` those that it is counted over.
     """
     logits_N, logprobs_M = forward(model, batch)
-    labels_N = batch.labels_BT[batch.weight_BT > 0]
     if kind == "pairs":
         better_P, worse_P = logits_N.view(-1, 2).unbind(-1)
-        value = bradley_terry(better_P, worse_P, batch.groups)
+        value = bradley_terry(better_P, worse_P, batch.denominator / 2)
         right = (better_P > worse_P).sum()
     else:
-        value = value_loss(logits_N, labels_N, batch.denominator, kind)
-        right = ((logits_N > 0) == (labels_N > 0.5)).sum()
-    lm = language_model_loss(logprobs_M, batch.lm_denominator)
+        value = value_loss(logits_N, batch.labels_N, batch.denominator, kind)
+        right = ((logits_N > 0) == (batch.labels_N > 0.5)).sum()
+    lm = language_model_loss(logprobs_M, batch.lm_weight_M, batch.lm_denominator)
     counted = torch.tensor(len(logits_N) // (2 if kind == "pairs" else 1))
-    parts = {"loss": value + lm_weight * lm, "loss_value": value, "loss_lm": lm, "right": right, "labels": counted}
-    return parts
+    return {"loss": value + lm_weight * lm, "loss_value": value, "loss_lm": lm, "right": right, "labels": counted}

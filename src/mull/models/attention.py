@@ -55,3 +55,16 @@ def packed(document_N: torch.Tensor, windows: tuple[int | None, ...] = ()) -> At
         return _attention(q, k, v, mask)[0].transpose(0, 1)
 
     return attend
+
+
+def in_trees(sees_BTT: torch.Tensor, positions_BT: torch.Tensor, windows: tuple[int | None, ...] = ()) -> Attend:
+    """Rows [B, T] of trees: a token sees the tokens that `sees_BTT` [B, query, key] says (itself and its ancestors)."""
+    distance_BTT = positions_BT[:, :, None] - positions_BT[:, None, :]
+
+    def attend(layer: int, q_BTHD: torch.Tensor, k_BTKD: torch.Tensor, v_BTKD: torch.Tensor) -> torch.Tensor:
+        window = windows[layer] if windows else None
+        mask_BTT = sees_BTT if window is None else sees_BTT & (distance_BTT < window)
+        q, k, v = (x.transpose(1, 2) for x in (q_BTHD, k_BTKD, v_BTKD))
+        return _attention(q, k, v, mask_BTT[:, None]).transpose(1, 2)
+
+    return attend

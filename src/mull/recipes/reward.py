@@ -146,7 +146,7 @@ def reward(cfg: RewardConfig, command: str = "", resume: bool = False, mode: Mod
                 update = optim.step(model, optimizer, lr, cfg.max_grad_norm)
                 step += 1
                 seconds = time.perf_counter() - began
-                lengths = [n for lesson in chosen for n in tokens_of(lesson)]
+                lengths = [tokens_of(lesson) for lesson in chosen]
                 flops = train_flops(body.config, lengths)
                 ledger.charge("training", Cost(trained_tokens=sum(lengths), flops=flops, seconds=seconds))
                 metrics: dict[str, Any] = {
@@ -212,7 +212,7 @@ def prepared(
 def planned(todo: Sequence[Lesson], epochs: int, step_tokens: int, seed: int) -> list[list[int]]:
     """Which lessons each optimiser step takes: all once in every epoch, in a new order each time."""
     plan: list[list[int]] = []
-    sizes = [sum(tokens_of(lesson)) for lesson in todo]
+    sizes = [tokens_of(lesson) for lesson in todo]
     for epoch in range(epochs):
         order = list(range(len(todo)))
         random.Random(derive_seed(seed, epoch)).shuffle(order)

@@ -13,7 +13,7 @@ from mull.errors import UserError
 from mull.learn import labels as lab
 from mull.learn.critique import OK, critique_sample, critique_text, plant
 from mull.learn.labels import Chain, Label
-from mull.learn.values import Group, ValueSample
+from mull.learn.values import Group, ValueSample, tree_size
 from mull.recipes.reward_data import Labelled, Sampled, different
 from mull.tasks.base import Checked
 from mull.types import Sample
@@ -25,9 +25,26 @@ Lesson = Group | Sample  # for a value model, for a critic
 PLANTINGS = 4  # rounds over all chains, at most
 
 
-def tokens_of(lesson: Lesson) -> list[int]:
-    """The lengths of its sequences."""
-    return [len(one.tokens) for one in lesson] if isinstance(lesson, tuple) else [len(lesson.tokens)]
+def tokens_of(lesson: Lesson) -> int:
+    """How many tokens go through the model for it."""
+    return tree_size(lesson) if isinstance(lesson, tuple) else len(lesson.tokens)
+
+
+def together(samples: Sequence[ValueSample], most: int, step: int = 1) -> list[Lesson]:
+    """Samples of one question as few groups, each of at most `most` tokens (what they share counted again and again);
+    `step` of them, the two of a pair, are never parted."""
+    groups: list[Lesson] = []
+    group: list[ValueSample] = []
+    size = 0
+    for start in range(0, len(samples), step):
+        unit = samples[start : start + step]
+        more = sum(len(one.tokens) for one in unit)
+        if group and size + more > most:
+            groups.append(tuple(group))
+            group, size = [], 0
+        group += unit
+        size += more
+    return [*groups, tuple(group)] if group else groups
 
 
 def lessons(
@@ -60,28 +77,34 @@ def lessons(
     match cfg.kind:
         case "orm":
             lm = cfg.lm_weight > 0
-            for chain in everything:
-                if found := lab.outcome_labels(chain):
-                    todo.append((ValueSample(chain.tokens, found, chain.prompt if lm else None),))
+            for chains in by_question:
+                labels = [(chain, lab.outcome_labels(chain)) for chain in chains]
+                made_of = [ValueSample(c.tokens, found, c.prompt if lm else None) for c, found in labels if found]
+                todo += together(made_of, cfg.micro_tokens)
             made["by"] = "the verdict on the answer, at every token"
         case "prm":
-            todo += _steps([(chain, lab.exact_labels(chain)) for chain in everything], cfg)
+            for chains in by_question:
+                todo += together(_steps([(chain, lab.exact_labels(chain)) for chain in chains], cfg), cfg.micro_tokens)
             made["by"] = "the task's step checks, up to the first false step"
         case "prm-rollouts" | "omega":
             assert labelled is not None
-            pairs = []
+            pairs: list[tuple[Chain, list[Label]]] = []
             for chains, found in zip(by_question, labelled, strict=True):
-                pairs += zip(different(chains), found.labels, strict=False)  # the first few of the chains have labels
-            if cfg.hard and cfg.kind == "prm-rollouts":
-                pairs = [(chain, lab.hard(found)) for chain, found in pairs]
-            todo += _steps(pairs, cfg)
+                mine = list(
+                    zip(different(chains), found.labels, strict=False)
+                )  # the first few of the chains have labels
+                if cfg.hard and cfg.kind == "prm-rollouts":
+                    mine = [(chain, lab.hard(labels)) for chain, labels in mine]
+                todo += together(_steps(mine, cfg), cfg.micro_tokens)
+                pairs += mine
             made |= {"by": f"{cfg.rollouts} rollouts a prefix", "rollouts": sum(one.rollouts for one in labelled)}
             made |= noise([(chain, found) for chain, found in pairs if found])
         case "pairwise":
             rng = random.Random(derive_seed(cfg.seed, 1))
             for chains in by_question:
-                pairs = lab.outcome_pairs(chains, rng) + lab.sibling_pairs(chains, rng)
-                todo += [(_end(pair.better, 1.0), _end(pair.worse, 0.0)) for pair in pairs]
+                preferred = lab.outcome_pairs(chains, rng) + lab.sibling_pairs(chains, rng)
+                ends = [end for pair in preferred for end in (_end(pair.better, 1.0), _end(pair.worse, 0.0))]
+                todo += together(ends, cfg.micro_tokens, step=2)
             made["by"] = "right chains and right next steps over wrong ones of the same question"
         case "critic":
             rng = random.Random(derive_seed(cfg.seed, 1))
@@ -108,13 +131,13 @@ def lessons(
     return todo, made
 
 
-def _steps(pairs: Sequence[tuple[Chain, Sequence[Label]]], cfg: RewardConfig) -> list[Lesson]:
+def _steps(pairs: Sequence[tuple[Chain, Sequence[Label]]], cfg: RewardConfig) -> list[ValueSample]:
     """A sequence is cut behind its last label: nothing behind it is learnt."""
-    todo: list[Lesson] = []
+    todo: list[ValueSample] = []
     for chain, found in pairs:
         if found:
             tokens, lm = chain.tokens[: found[-1].end], chain.prompt if cfg.lm_weight > 0 else None
-            todo.append((ValueSample(tokens, lab.spread(chain, found) if cfg.every_token else found, lm),))
+            todo.append(ValueSample(tokens, lab.spread(chain, found) if cfg.every_token else found, lm))
     return todo
 
 
