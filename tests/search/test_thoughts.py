@@ -125,6 +125,7 @@ def test_depth_first_backtracks_from_a_path_that_is_lost():
     sampler = sampler_of(TRAP, fail={1: hardships.GONE})
     trace = search(tot_dfs, sampler, Budget(samples=3), trap_score, expand=6)
     assert trace.answer == "2" and trace.lost == ["the sampler was lost: gone away"]
+    assert visited(trace)[-4:] == ["b\n", "b\nd\n", "b\nd\n</think>", "b\nd\n</think>2<|end|>"]
     dead_end = {**TRAP, "a\n": {"stop": 1.0}}
     trace = search(tot_dfs, sampler_of(dead_end), Budget(samples=3), trap_score, expand=6)
     assert trace.answer == "2" and not trace.lost
