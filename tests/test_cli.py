@@ -65,6 +65,16 @@ def refused(capsys: pytest.CaptureFixture[str], *args: str) -> str:
         (["think", "hi", "--task", "chain"], "give one question in quotes, or --task"),
         (["think", "hi", "--level", "2"], "give --task NAME"),
         (["think", "hi", "--model", "tiny", "--strategy", "voting"], "unknown strategy 'voting'; did you mean 'vote'?"),
+        (["think", "hi", "--model", "tiny", "--strategy", "beam"], "needs a scorer: give --scorer DIR"),
+        (["think", "hi", "--model", "tiny", "--strategy", "beam:width=3"], "'width=3' is no option of beam"),
+        (["think", "hi", "--model", "tiny", "--strategy", "beam", "--scorer", "tiny"], "tiny"),
+        (["think", "hi", "--model", "tiny", "--strategy", "auto"], "mull calibrate makes one"),
+        (["think", "hi", "--endpoint", "http://localhost:9/v1"], "--endpoint needs --tokenizer DIR"),
+        (["think", "hi", "--endpoint", "http://localhost:9/v1", "--tokenizer", "tiny"], "localhost:9"),
+        (["compare", "--strategy", "beam"], "must include vote"),
+        (["compare", "--strateggy", "beam"], "did you mean --strategy?"),
+        (["calibrate", "-o", "probe=1"], "probe must be from 2"),
+        (["reward", "--kind", "prn"], "did you mean 'prm'?"),
         (["rl", "-o", "stpes=3"], "unknown key 'stpes'; did you mean 'steps'?"),
         (["rl", "-o", "steps"], "is not of the form key=value"),
         (["rl", "-o", "steps=many"], "'steps' must be a whole number, not the text 'many'"),
@@ -392,6 +402,31 @@ def test_eval_counts_what_could_not_be_judged_and_levels_apart(home: Path, capsy
             ("chain", 2, 4),
         ]
     capsys.readouterr()
+
+
+@pytest.mark.parametrize("strategy", ["beam:expand=2", "rebase", "mcts", "particles", "adaptive", "wait"])
+def test_a_search_is_shown_with_its_bill_and_what_it_could_not_do(home: Path, capsys, strategy: str):
+    plain = ["--model", "tiny", "--strategy", strategy, "--scorer", "logprob"]
+    assert main(["think", *plain, "1+1?", "--budget", "8", "-n", "4", "--tokens", "30"]) == 0
+    out = capsys.readouterr().out
+    bill = re.search(r"(\d+) steps, (\d+) answers, (\d+) sampled tokens", out)
+    assert bill and int(bill[3]) <= 30
+    args = ["eval", *plain, "--task", "any.py:Any", "--n", "6", "--samples", "4", "--budget", "12", "--tokens", "40"]
+    assert main([*args, "--json", "out.json", "--quiet"]) == 0
+    shown = capsys.readouterr().out
+    [row] = json.loads((home / "out.json").read_text())["rows"]
+    assert row["answer"]["n"] == 6 and row["tokens_per_problem"] <= 40 and row["flops_per_problem"] > 0
+    assert f"{100 * row['answer']['mean']:.1f}%" in shown
+    assert ("exhausted: the budget ran out on" in shown) == (row["exhausted"] > 0)
+    for what in list(row["lost"])[:8]:
+        assert what in " ".join(shown.split())
+    assert max(map(len, shown.splitlines())) <= 110 or row["lost"]
+
+
+def test_strategies_are_listed_with_their_options(capsys: pytest.CaptureFixture[str]):
+    assert main(["strategies"]) == 0
+    out = capsys.readouterr().out
+    assert "beam\n    N: paths" in out and "expand=4" in out and "auto" in out
 
 
 def test_report_of_an_rl_run_and_of_a_demo(home: Path, capsys: pytest.CaptureFixture[str]):
