@@ -58,11 +58,22 @@ def test_mistakes_are_one_sentence(text, sentence):
 
 @pytest.mark.parametrize(
     ("name", "sentence"),
-    [("beam", "--scorer logprob"), ("adaptive-weighted", "needs a scorer"), ("auto", "mull calibrate makes one")],
+    [
+        ("beam", "--scorer logprob"),
+        ("mcts", "--scorer logprob"),
+        ("adaptive-weighted", "needs a scorer"),
+        ("auto", "mull calibrate makes one"),
+    ],
 )
 def test_what_is_missing_is_named(name, sentence):
     with pytest.raises(UserError, match=sentence):
         named(name).bind(canonical)
+
+
+def test_rollouts_need_no_scorer():
+    strategy = named("mcts:value=rollout").bind(canonical)
+    trace = asyncio.run(strategy(QUESTION, sampler_of(FORK), chat(), Budget(samples=8), seed=1))
+    assert trace.answer in ("1", "2")
 
 
 def test_the_scorer_s_own_aggregate_yields_to_a_typed_one():

@@ -85,7 +85,8 @@ class Named:
             for p in inspect.signature(self.function).parameters.values()
             if p.kind is p.KEYWORD_ONLY and p.default is p.empty
         }
-        return found | ({"scorer"} if given.get("scored") else set())
+        judged = given.get("scored") or (self.name == "mcts" and given.get("value", "scorer") != "rollout")
+        return found | ({"scorer"} if judged else set())
 
     def bind(self, canonical: Canonical, scorer: Scorer | None = None, critic: Any = None, **more: Any) -> Strategy:
         """The strategy as `f(question, sampler, chat, budget, decoding=…, seed=…)`.
