@@ -64,7 +64,7 @@ class RewardConfig:
     levels: tuple[int, ...] = (1, 2)
     traces: Path | None = None  # a folder of traces to learn from, filled if it is empty; none: OUT/traces
     trace_seed: int = 0  # of the questions and their chains, and of what labels them
-    problems: int = 1024  # questions to learn from
+    problems: int = 2048  # questions to learn from
     samples: int = 8  # chains for each
     think_tokens: int = 256
     answer_tokens: int = 32
@@ -72,12 +72,12 @@ class RewardConfig:
     rollout_chains: int = 4  # chains of each question that are labelled by rollouts
     hard: bool = False  # rollout labels are 1 where any completion was right, instead of the share
     loss: Literal["bce", "mse"] = "bce"  # of values; pairs have their own
-    lm_weight: float = 0.1  # of the language model's loss beside that of values: keeps what the policy knew
+    lm_weight: float = 0.3  # of the language model's loss beside that of values: keeps what the policy knew
     every_token: bool = True  # of a step, not its end alone, learns the step's label (prm, prm-rollouts, omega)
     epochs: int = 3
-    step_tokens: int = 8192  # tokens of one optimiser step
+    step_tokens: int = 2048  # tokens of one optimiser step; what chains of a question share counts once
     micro_tokens: int = 2048  # tokens of one forward and backward pass, padding included: small ones pad less
-    lr: float = 5e-4
+    lr: float = 1e-3
     warmup: int = 10
     weight_decay: float = 0.01
     max_grad_norm: float = 1.0
