@@ -223,11 +223,9 @@ def test_this_repository_has_no_drift():
 
 
 def test_a_grid_has_a_table_for_each_group(tmp_path):
-    rows = [
-        row(claim=f"{task} / {who} / {n}", value=v, low=v - 0.1, high=v + 0.1)
-        for task, who, n, v in [("chain", "ORM", "1", 0.3), ("chain", "ORM", "4", 0.5), ("chain", "PRM", "4", 0.6)]
-        + [("addition", "ORM", "1", 0.2)]
-    ]
+    figures = [("chain", "ORM", "1", 0.3), ("chain", "ORM", "4", 0.5), ("chain", "PRM", "4", 0.6)]
+    figures.append(("addition", "ORM", "1", 0.2))
+    rows = [row(claim=" / ".join(what), value=v, low=v - 0.1, high=v + 0.1) for *what, v in figures]
     evidence.write("grid", rows, tmp_path)
     page = tmp_path / "page.md"
     page.write_text("<!-- grid:grid -->\n<!-- /evidence -->\n")

@@ -11,7 +11,8 @@ import pytest
 from mull.engine.scripted import ScriptedSampler
 from mull.errors import SamplerLost
 from mull.ledger import Budget
-from mull.search.tree import NO_ANSWER, Steps
+from mull.search.node import Steps
+from mull.search.tree import NO_ANSWER
 from mull.types import SpanKind, Trace
 from tests.search.tools import QUESTION, ScriptedScorer, assert_sound, canonical, chat, run, sampler_of, thought
 

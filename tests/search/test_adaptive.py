@@ -10,8 +10,9 @@ import pytest
 from mull.errors import SamplerLost, UserError
 from mull.ledger import Budget
 from mull.search.adaptive import adaptive_vote, lead, relative_votes, top_two
+from mull.search.node import Steps
 from mull.search.sample import Decoding
-from mull.search.tree import NO_ANSWER, Steps
+from mull.search.tree import NO_ANSWER
 from mull.types import Trace
 from tests.search.tools import QUESTION, ScriptedScorer, assert_sound, canonical, chat, run, sampler_of, thought
 

@@ -8,9 +8,10 @@ import pytest
 from mull.errors import StopReason, UserError
 from mull.ledger import Budget
 from mull.search.beam import beam, dvts
+from mull.search.node import Steps
 from mull.search.rebase import rebase
 from mull.search.sample import Decoding, sample
-from mull.search.tree import Steps, Tree
+from mull.search.tree import Tree
 from mull.types import SpanKind, Trace
 from tests.search import hardships
 from tests.search.hardships import chance, wild

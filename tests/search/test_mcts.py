@@ -12,7 +12,8 @@ from mull.errors import SamplerLost, UserError
 from mull.ledger import Budget
 from mull.search.branches import Branch, Statistics
 from mull.search.mcts import Search, mcts
-from mull.search.tree import Node, Tree
+from mull.search.node import Node
+from mull.search.tree import Tree
 from mull.types import SpanKind
 from tests.search import hardships
 from tests.search.hardships import search

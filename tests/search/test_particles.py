@@ -11,9 +11,10 @@ import pytest
 
 from mull.errors import SamplerLost, UserError
 from mull.ledger import Budget
+from mull.search.node import Node, Steps
 from mull.search.particles import CLIP, Cloud, Particle, draw, log_potential, particles, propagate, systematic
 from mull.search.sample import Decoding
-from mull.search.tree import NO_ANSWER, Node, Steps, Tree
+from mull.search.tree import NO_ANSWER, Tree
 from mull.types import Trace
 from tests.search.tools import QUESTION, ScriptedScorer, assert_sound, canonical, chat, run, sampler_of, thought
 

@@ -14,8 +14,8 @@ from mull.learn.critique import MARKER
 from mull.learn.samples import from_rollouts
 from mull.ledger import Budget
 from mull.scorers.critic import Critic, Critique
+from mull.search.node import Steps
 from mull.search.revise import revise
-from mull.search.tree import Steps
 from mull.types import Cost, SpanKind, Trace
 from tests.search import trials
 from tests.search.tools import QUESTION, ScriptedScorer, assert_sound, canonical, chat, run, sampler_of, thought

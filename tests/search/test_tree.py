@@ -5,11 +5,13 @@ import math
 
 import pytest
 
+from mull.chat.steps import separator_tokens
 from mull.errors import SamplerLost, StopReason, UserError
 from mull.ledger import Budget
 from mull.search.best_of_n import best_of_n
 from mull.search.choose import aggregate, majority_leaf, weighted_vote
-from mull.search.tree import NO_ANSWER, Steps, Tree, separator_tokens
+from mull.search.node import Steps
+from mull.search.tree import NO_ANSWER, Tree
 from mull.types import SamplingParams, SpanKind
 from tests.search.tools import QUESTION, ScriptedScorer, assert_sound, canonical, chat, run, sampler_of, texts, thought
 

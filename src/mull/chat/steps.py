@@ -51,6 +51,19 @@ def thought_end(chat: Chat, completion: Sequence[int]) -> int | None:
     return None
 
 
+def spelled_end(chat: Chat, tokens: Sequence[int]) -> int:
+    """How many of the last tokens are the closing tag, 0 where they end otherwise.
+
+    A tag that is spelled out may share its first and its last token with what stands around it: those count.
+    """
+    tag = tuple(chat.think_close)
+    if tuple(tokens[-len(tag) :]) == tag:
+        return len(tag)
+    if len(tag) == 1:
+        return 0
+    return next((n for n in range(1, min(len(tokens), 24) + 1) if CLOSE in chat.decode(tokens[-n:])), 0)
+
+
 def chain_ends(chat: Chat, completion: Sequence[int], separator: str = "\n") -> tuple[list[int], bool]:
     """(where each step of a completion ends, whether the last one is the answer), as a search cuts it.
 

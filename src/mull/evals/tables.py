@@ -6,8 +6,9 @@ A table stands between two lines, each alone on its line and outside code blocks
     <!-- /evidence -->
 
 Whatever is between them is replaced. `grid:NAME` instead of `evidence:NAME` draws claims of the form
-"group / row / column" as one table for each group. With `--check` nothing is written, and a table that differs from its file is
-named; the exit code is then 1. A file that cannot be used (no such evidence, a marker without its end) exits with 2.
+"group / row / column" as one table for each group. With `--check` nothing is written, and a table that differs from its
+file is named; the exit code is then 1. A file that cannot be used (no such evidence, a marker without its end) exits
+with 2.
 """
 
 from __future__ import annotations
@@ -68,7 +69,9 @@ def _short(row: evidence.Row) -> str:
     if row["unit"] not in ("share", "points"):
         return quantity(row["value"], row["unit"])
     value = f"{100 * row['value']:.1f}"
-    return value if row["low"] is None else f"{value} ({100 * row['low']:.0f}–{100 * row['high']:.0f})"
+    if row["low"] is None or row["high"] is None:
+        return value
+    return f"{value} ({100 * row['low']:.0f}–{100 * row['high']:.0f})"
 
 
 def _origins(rows: Sequence[evidence.Row]) -> list[str]:

@@ -24,8 +24,9 @@ from mull.ledger import Budget
 from mull.scorers.base import Scorer
 from mull.search.choose import Aggregate, Canonical, best, path_score, weighted_vote
 from mull.search.difficulty import bin_of, features
+from mull.search.node import LINES, Node, Steps
 from mull.search.sample import ON_POLICY, Decoding
-from mull.search.tree import LINES, Node, Steps, Tree
+from mull.search.tree import Tree
 from mull.types import Question, SpanKind, Trace
 
 Effort = Literal["by-n", "low", "medium", "high"]

@@ -23,8 +23,9 @@ from mull.errors import UserError
 from mull.ledger import Budget
 from mull.scorers.base import Scorer
 from mull.search.choose import Aggregate, Canonical, best, path_score, weighted_vote
+from mull.search.node import LINES, Node, Steps
 from mull.search.sample import ON_POLICY, Decoding, together
-from mull.search.tree import LINES, Node, Steps, Tree
+from mull.search.tree import Tree
 from mull.types import Question, Trace
 
 Choose = Literal["vote", "best"]

@@ -9,8 +9,9 @@ from mull.engine.sampler import Sampler
 from mull.ledger import Budget
 from mull.scorers.base import Scorer
 from mull.search.choose import Aggregate, Canonical, best, path_score, weighted_vote
+from mull.search.node import LINES, Steps
 from mull.search.sample import ON_POLICY, Decoding
-from mull.search.tree import LINES, Steps, Tree
+from mull.search.tree import Tree
 from mull.types import Question, Trace
 
 

@@ -8,7 +8,8 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from mull.search.choose import Canonical
-from mull.search.tree import Node, Tree
+from mull.search.node import Node
+from mull.search.tree import Tree
 
 Select = Literal["puct", "uct"]
 

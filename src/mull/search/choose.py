@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Literal
 
-from mull.search.tree import Node
+from mull.search.node import Node
 from mull.types import Question
 
 Canonical = Callable[[Question, str], str | None]

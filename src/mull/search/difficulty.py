@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Protocol, TypeVar
 
 from mull.search.choose import Canonical
-from mull.search.tree import Node
+from mull.search.node import Node
 from mull.types import Question
 
 

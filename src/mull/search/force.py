@@ -7,8 +7,9 @@ from mull.engine.sampler import Sampler
 from mull.errors import UserError
 from mull.ledger import Budget
 from mull.search.choose import Canonical, majority_leaf
+from mull.search.node import LINES, Node, Steps
 from mull.search.sample import ON_POLICY, Decoding, together
-from mull.search.tree import LINES, Node, Steps, Tree
+from mull.search.tree import Tree
 from mull.types import Question, Trace
 
 

@@ -21,8 +21,9 @@ from mull.ledger import Budget
 from mull.scorers.base import Scorer
 from mull.search.branches import Branch, Rollout, Select, Statistics
 from mull.search.choose import Canonical, best, weighted_vote
+from mull.search.node import LINES, Node, Steps
 from mull.search.sample import ON_POLICY, Decoding
-from mull.search.tree import LINES, Node, Steps, Tree
+from mull.search.tree import Tree
 from mull.types import Question, Trace
 
 Value = Literal["scorer", "rollout", "both"]

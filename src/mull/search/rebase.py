@@ -13,8 +13,9 @@ from mull.ledger import Budget
 from mull.scorers.base import Scorer
 from mull.search.beam import Choose, conclude, different, grow, ranked
 from mull.search.choose import Aggregate, Canonical, path_score
+from mull.search.node import LINES, Steps
 from mull.search.sample import ON_POLICY, Decoding
-from mull.search.tree import LINES, Steps, Tree
+from mull.search.tree import Tree
 from mull.types import Question, Trace
 
 

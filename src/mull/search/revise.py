@@ -15,8 +15,9 @@ from mull.ledger import Budget
 from mull.scorers.base import Scorer
 from mull.scorers.critic import Critique
 from mull.search.choose import Aggregate, Canonical, Pick, path_score, pick_leaf
+from mull.search.node import LINES, Node, Steps
 from mull.search.sample import ON_POLICY, Decoding
-from mull.search.tree import LINES, Node, Steps, Tree
+from mull.search.tree import Tree
 from mull.types import Cost, Question, Trace
 
 RETRY = "Try again."

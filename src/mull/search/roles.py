@@ -14,8 +14,9 @@ from mull.errors import UserError
 from mull.ledger import Budget
 from mull.scorers.base import Score, Scorer
 from mull.search.choose import Aggregate, Canonical, Pick, path_score, pick_leaf
+from mull.search.node import LINES, Node, Steps
 from mull.search.sample import ON_POLICY, Decoding, together
-from mull.search.tree import LINES, Node, Steps, Tree
+from mull.search.tree import Tree
 from mull.types import Question, Trace
 
 

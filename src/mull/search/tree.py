@@ -2,80 +2,28 @@
 
 A step ends with the separator (a line break), with the end of the thought, or with the answer: the answer is a path's
 last step. A search asks for next steps of a node, has nodes scored, and decides; what can go wrong on the way is
-handled here. A budget is reserved before a request and settled after it, so a search spends at most its budget, to the
-token, however many requests run at once. Part of it is kept back for one forced answer until there is a first answer.
+handled here. Part of the budget is kept back for one forced answer until there is a first answer (see `purse.py`).
 """
 
 from __future__ import annotations
 
-import asyncio
-import functools
 import math
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 
 from mull.chat import Chat, Messages
+from mull.chat.steps import separator_tokens, spelled_end, step_ends
 from mull.engine.sampler import Sampler, derive_seed
 from mull.errors import SamplerLost, StopReason, UserError
 from mull.ledger import Budget
 from mull.scorers.base import Scorer
+from mull.search.node import LINES, Node, Steps
+from mull.search.purse import Purse
 from mull.search.sample import ON_POLICY, Decoding, together
 from mull.types import Completion, Cost, Question, SamplingParams, Span, SpanKind, Trace
 
 NO_ANSWER = "(no answer within the budget)"
-
-
-@dataclass(frozen=True)
-class Steps:
-    """Where a step ends. One that does not end within `max_tokens` is cut there, counted, and goes on as another."""
-
-    separator: str = "\n"
-    max_tokens: int = 64
-
-
-LINES = Steps()
-
-
-@dataclass(eq=False)
-class Node:
-    """A path of whole steps: prompt, thought so far, and the answer if it has one."""
-
-    span: int  # its last span in `Trace.spans`
-    tokens: tuple[int, ...]  # of the whole path, prompt included
-    parent: Node | None = field(default=None, repr=False)  # a node must not print its whole tree
-    order: tuple[int, ...] = ()  # its place in the tree, whatever arrived first; its seeds come from it
-    asked: int = 0  # how many of its tokens are the prompt
-    forced: bool = False  # written by the strategy, not a step of the model's
-    children: list[Node] = field(default_factory=list, repr=False)
-    depth: int = 0  # steps
-    thought: int = 0  # tokens of thought on the path
-    logprob: float = 0.0  # of all tokens sampled on the path
-    sampled: int = 0  # their number
-    closed: bool = False  # the thought has ended; what follows is the answer
-    answer: str | None = None  # once the path is complete
-    dead: bool = False  # cannot go on: the context is full, the turn ended without an answer, the sampler failed
-    score: float | None = None  # in [0, 1]; 0 where the scorer failed
-    extended: int = 0  # how often it was continued
-    visits: int = 0
-
-    @property
-    def done(self) -> bool:
-        return self.answer is not None
-
-    @property
-    def open(self) -> bool:
-        return not self.done and not self.dead
-
-    def path(self) -> list[Node]:
-        """The model's steps from the first to this one: without the root and what the strategy wrote."""
-        nodes: list[Node] = []
-        node: Node | None = self
-        while node is not None and node.parent is not None:
-            if not node.forced:
-                nodes.append(node)
-            node = node.parent
-        return nodes[::-1]
 
 
 class Tree:
@@ -103,17 +51,16 @@ class Tree:
         prompt = tuple(chat.prompt(question.text))
         self.trace = Trace(question, strategy, [Span(SpanKind.PROMPT, prompt)])
         self.root = Node(0, prompt, asked=len(prompt))
+        self.purse = Purse(budget)
         self.nodes = [self.root]
         self.leaves: list[Node] = []  # complete paths
         self._separators = separator_tokens(chat, steps.separator)
         self._started = time.perf_counter()
-        self._reserved = 0
-        self._freed = asyncio.Event()
 
     @property
     def spent_out(self) -> bool:
         """Whether no further token may be sampled (beyond what is kept back for a forced answer)."""
-        return self._free() < 1
+        return self.purse.free(0 if self.leaves else self.budget.answer_tokens) < 1
 
     # ------------------------------------------------------------------------------------------------ growing
 
@@ -335,11 +282,6 @@ class Tree:
                 tokens = (*tokens, *self._separators)
         return SamplingParams(most, d.temperature, d.top_p, d.top_k, stop, tokens, seed)
 
-    def _free(self, answer: bool = False) -> int:
-        """Tokens that a new request may have; an answer may use what is kept back for one."""
-        kept = 0 if self.leaves or answer else self.budget.answer_tokens
-        return self.budget.tokens_left - self._reserved - kept
-
     async def _ask(
         self, node: Node, params: SamplingParams, n: int, answer: bool = False
     ) -> list[tuple[Completion, int]]:
@@ -350,7 +292,8 @@ class Tree:
                 self.trace.exhausted = True
                 self.lose(f"the tree has reached its limit of {self.max_nodes} nodes")
                 break
-            many, most = await self._reserve(n, params.max_tokens, answer)
+            kept = 0 if self.leaves or answer else self.budget.answer_tokens
+            many, most = await self.purse.reserve(n, params.max_tokens, kept)
             if many == 0:
                 self.trace.exhausted = True
                 break
@@ -358,27 +301,10 @@ class Tree:
             try:
                 got = await self._sample(node, asked, many)
             finally:
-                self._reserved -= many * most
-                self._freed.set()
-                self._freed = asyncio.Event()
+                self.purse.settle(many * most)
             out += [(completion, most) for completion in got]
             n -= many
         return out
-
-    async def _reserve(self, n: int, most: int, answer: bool) -> tuple[int, int]:
-        """(requests, tokens for each) that may start now: as many whole ones as fit, else, once nothing else runs,
-        one with what is left."""
-        while True:
-            free = self._free(answer)
-            if free >= most:
-                granted = min(n, free // most), most
-                break
-            if self._reserved == 0:
-                granted = (1, free) if free > 0 else (0, 0)
-                break
-            await self._freed.wait()
-        self._reserved += granted[0] * granted[1]
-        return granted
 
     async def _sample(self, node: Node, params: SamplingParams, n: int) -> list[Completion]:
         got: Sequence[Completion] = ()
@@ -413,7 +339,7 @@ class Tree:
     ) -> Node:
         """A thought that was sampled in one go, as one node for each step; returns the last."""
         node, start = parent, 0
-        for end in self._step_ends(completion.tokens):
+        for end in step_ends(self.chat, completion.tokens, self.steps.separator):
             node, start = self._grow(node, place if node is parent else (0, 0), completion, start, end), end
         self._settle(node, completion, granted < whole, whole)
         return node
@@ -434,19 +360,6 @@ class Tree:
             self.lose("a path reached the end of the model's context")
             return False
         return True
-
-    def _step_ends(self, tokens: Sequence[int]) -> list[int]:
-        """Where each step of a thought ends: behind a separator, and at its end."""
-        if self._separators is not None:
-            ends = [i + 1 for i, token in enumerate(tokens) if token in self._separators]
-        else:
-            ends, stream, text = [], self.chat.stream(), ""
-            for i, token in enumerate(tokens):
-                text += stream.push(token)
-                if self.steps.separator in text:
-                    text = text.rpartition(self.steps.separator)[2]
-                    ends.append(i + 1)
-        return ends if ends and ends[-1] == len(tokens) else [*ends, len(tokens)]
 
     def _grow(self, parent: Node, place: tuple[int, ...], completion: Completion, start: int, end: int) -> Node:
         tokens, logprobs = completion.tokens[start:end], completion.logprobs[start:end]
@@ -474,21 +387,11 @@ class Tree:
         return child
 
     def _ends_thought(self, node: Node) -> bool:
-        tag = self.chat.think_close
-        if node.tokens[-len(tag) :] == tuple(tag):
-            return True
-        # A tag that is spelled out may share its last token with what follows.
-        return len(tag) > 1 and self.chat.decode(tag) in self.chat.decode(self.trace.spans[node.span].tokens[-24:])
+        return spelled_end(self.chat, self.trace.spans[node.span].tokens) > 0
 
     def _ending(self, tokens: Sequence[int]) -> int:
         """How many of the last tokens of a thought are what ended it: the tag, or an end token."""
-        if tokens[-1] in self.chat.end_ids:
-            return 1
-        tag = tuple(self.chat.think_close)
-        if tuple(tokens[-len(tag) :]) == tag:
-            return len(tag)
-        text = self.chat.decode(tag)
-        return next((n for n in range(1, len(tokens) + 1) if text in self.chat.decode(tokens[-n:])), 0)
+        return 1 if tokens[-1] in self.chat.end_ids else spelled_end(self.chat, tokens)
 
     def _close(self, node: Node) -> Node:
         tag = tuple(self.chat.think_close)
@@ -504,15 +407,3 @@ class Tree:
             self.leaves.append(node)
         else:
             node.dead = True
-
-
-@functools.lru_cache(maxsize=16)
-def separator_tokens(chat: Chat, separator: str) -> tuple[int, ...] | None:
-    """The tokens that end a step, where that can be said of tokens alone: each one whose text has the separator in it.
-
-    None where a separator of several characters may be spelled out of several tokens, or too many tokens have it.
-    """
-    if len(separator) != 1:
-        return None
-    found = tuple(i for i in range(chat.vocab_size) if separator in chat.decode([i]))
-    return found if 0 < len(found) <= 16 else None
