@@ -137,7 +137,10 @@ def test_the_readmes_task_can_be_trained_on(tmp_path: Path):
 # ------------------------------------------------------------------------------------------------ paths and links
 
 FOLDERS = ("src/", "docs/", "tests/", "runs/", "benchmarks/", "constraints/", ".ci/")
-MADE = ("runs/demo", "runs/rl", "runs/sft", "runs/qwen", "runs/nano", "docs/evidence")  # by running mull
+MADE = (  # by running mull
+    *("runs/demo", "runs/rl", "runs/sft", "runs/qwen", "runs/nano", "docs/evidence"),
+    *("runs/prm", "runs/compare", "runs/calibrate", "runs/verifiers", "runs/compute-optimal"),
+)
 
 
 FILES = (".py", ".cpp", ".sh", ".md")

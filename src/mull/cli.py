@@ -245,6 +245,9 @@ Scorer = Annotated[
     str, typer.Option("--scorer", metavar="DIR|logprob|certainty", help="What judges steps: mull reward trains one.")
 ]
 Critic = Annotated[str, typer.Option("--critic", metavar="DIR", help="A critic that mull reward trained, for revise.")]
+Generator = Annotated[
+    str, typer.Option("--generator", metavar="DIR", help="A model that proposes how to begin, for the strategy roles.")
+]
 Calibration = Annotated[
     str, typer.Option("--calibration", metavar="FILE", help="What mull calibrate made, for the strategy auto.")
 ]
@@ -297,6 +300,7 @@ def think_command(
     ] = None,
     scorer: Scorer = "",
     critic: Critic = "",
+    generator: Generator = "",
     calibration: Calibration = "",
     endpoint: Endpoint = "",
     tokenizer: Tokenizer = "",
@@ -316,7 +320,7 @@ def think_command(
         raise UserError("--level chooses among a task's problems: give --task NAME with it")
     chosen = strategy or ("vote" if samples > 1 else "sample")
     where, said = think.default_model() if model is None and not endpoint else (model or "", model or "")
-    source = Source(where, endpoint, tokenizer, endpoint_model, scorer, critic, endpoint_params)
+    source = Source(where, endpoint, tokenizer, endpoint_model, scorer, critic, endpoint_params, generator)
     asked = think.Ask(
         question or "", task, level, samples, budget, chosen, temperature, seed, tokens=tokens, calibration=calibration
     )
@@ -338,6 +342,7 @@ def eval_command(
     strategy: Strategy = "sample",
     scorer: Scorer = "",
     critic: Critic = "",
+    generator: Generator = "",
     calibration: Calibration = "",
     endpoint: Endpoint = "",
     tokenizer: Tokenizer = "",
@@ -378,6 +383,7 @@ def eval_command(
         endpoint_params=endpoint_params,
         scorer=scorer,
         critic=critic,
+        generator=generator,
         calibration=calibration,
     )
     if json_file is not None and not json_file.absolute().parent.is_dir():

@@ -11,8 +11,10 @@ from mull.recipes import compare as recipe
 from mull.recipes.calibrate import CalibrateConfig, calibrate
 from mull.recipes.compare import CompareConfig, compare
 from mull.search.allocate import load_calibration
+from tests.evals import chromium
 from tests.recipes.tiny import ENDS, save_tiny
 
+BINARY = chromium.find()
 GRID = {"tasks": ("any.py:Any",), "levels": (1,), "problems": 6, "think_tokens": 12, "answer_tokens": 6, "trees": 2}
 
 
@@ -128,6 +130,27 @@ def test_calibration_and_auto(home: Path):
     page = compare(config(strategies=("vote", "auto"), calibration=str(path)), mode="quiet")
     data = json.loads(page.with_name("compare.json").read_text())
     assert {c["strategy"] for c in data["curves"]} == {"vote", "auto"}
+
+
+@pytest.mark.skipif(BINARY is None, reason="no Chromium or Chrome on this machine: the page was not opened")
+def test_the_page_of_a_real_run_opens_offline(home: Path):
+    page = compare(config(), mode="quiet")
+    assert BINARY
+    browser = chromium.Browser(BINARY)
+    try:
+        browser.open(page.absolute())
+        assert browser.problems == [] and browser.run("document.documentElement.dataset.ready") == "yes"
+        assert browser.run("document.querySelectorAll('svg path').length") >= 3  # a line for each strategy
+        viewer = "document.getElementById('tree-canvas').viewer"
+        browser.run("document.getElementById('tree-canvas').scrollIntoView({block: 'center'})")
+        x, y = browser.run(f"{viewer}.place(1)")
+        for kind in ("mousePressed", "mouseReleased"):
+            browser.call("Input.dispatchMouseEvent", type=kind, x=x, y=y, button="left", buttons=1, clickCount=1)
+        browser.wait(lambda: browser.run(f"{viewer}.state().chosen") == 1, 10)
+        assert "the path up to here" in browser.run("document.body.innerText").lower()
+        assert browser.problems == []
+    finally:
+        browser.close()
 
 
 @pytest.mark.parametrize(

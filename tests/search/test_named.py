@@ -8,6 +8,7 @@ from mull.errors import UserError
 from mull.ledger import Budget
 from mull.scorers.critic import Critique
 from mull.search.named import STRATEGIES, named, options_of
+from mull.search.roles import Role
 from mull.types import Cost
 from tests.search.test_tree import FORK
 from tests.search.tools import QUESTION, ScriptedScorer, canonical, chat, sampler_of
@@ -21,7 +22,7 @@ class Critic:
 @pytest.mark.parametrize("name", [n for n in STRATEGIES if n != "auto"])
 def test_every_name_runs(name):
     strategy = named("wait:waits=0" if name == "wait" else name).bind(
-        canonical, ScriptedScorer(lambda t: 0.5), Critic()
+        canonical, ScriptedScorer(lambda t: 0.5), Critic(), generator=Role(sampler_of(FORK), chat())
     )
     budget = Budget(samples=4)
     trace = asyncio.run(strategy(QUESTION, sampler_of(FORK), chat(), budget, seed=1))

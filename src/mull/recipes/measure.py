@@ -52,12 +52,13 @@ class Measure:
     endpoint_params: float = 0
     scorer: str = ""
     critic: str = ""
+    generator: str = ""
     calibration: str = ""
 
     @property
     def source(self) -> Source:
         served = (self.endpoint, self.tokenizer, self.endpoint_model)
-        return Source(self.model, *served, self.scorer, self.critic, self.endpoint_params)
+        return Source(self.model, *served, self.scorer, self.critic, self.endpoint_params, self.generator)
 
 
 def measure(wanted: Measure, mode: Mode = "auto") -> dict[str, Any]:

@@ -27,6 +27,7 @@ from mull.scorers.critic import Critic
 from mull.scorers.value import load_scorer
 from mull.search.choose import Aggregate, Canonical
 from mull.search.named import Named, Strategy
+from mull.search.roles import Role
 
 UNTRAINED: dict[str, Measure] = {"logprob": "logprob", "certainty": "self-certainty"}
 
@@ -40,6 +41,7 @@ class Source:
     scorer: str = ""
     critic: str = ""
     endpoint_params: float = 0  # of the served model, for FLOPs; 0: they are unknown
+    generator: str = ""
     max_sequences: int = 512
 
     def __post_init__(self) -> None:
@@ -66,12 +68,13 @@ class Opened:
     chat: Chat
     scorer: Scorer | None
     critic: Any
+    generator: Role | None
     aggregate: Aggregate | None  # of step scores, as the scorer's folder says; None: the strategy's own default
     context: int | None  # tokens; None: only the server knows
 
     def forget(self) -> None:
         """Empties every cache: a measurement must not be paid for by the one before it."""
-        for one in (self.sampler, self.scorer, self.critic):
+        for one in (self.sampler, self.scorer, self.critic, self.generator and self.generator.sampler):
             if hasattr(one, "forget"):
                 one.forget()  # type: ignore[union-attr]
 
@@ -89,7 +92,12 @@ class Opened:
     def bind(self, strategy: Named, canonical: Canonical, calibration: str = "") -> Strategy:
         """The strategy with what it needs of these; an `aggregate` that was typed comes before the scorer's own."""
         return strategy.bind(
-            canonical, self.scorer, self.critic, calibration=calibration or None, aggregate=self.aggregate
+            canonical,
+            self.scorer,
+            self.critic,
+            calibration=calibration or None,
+            aggregate=self.aggregate,
+            generator=self.generator,
         )
 
 
@@ -129,7 +137,12 @@ def _judged(source: Source, sampler: Any, chat: Chat, context: int | None) -> Op
         if not isinstance(critic, Critic):
             raise UserError(f"{source.critic} holds a scorer that writes no critiques: mull reward -o kind=critic")
         _refuse_other_tokens(source.critic, chat)
-    return Opened(sampler, chat, scorer, critic, aggregate, context)
+    generator = None
+    if source.generator:
+        folder = model_folder(source.generator)
+        its_chat = Chat.load(folder)
+        generator = Role(LocalEngine(hf.load(folder), its_chat, max_sequences=source.max_sequences), its_chat)
+    return Opened(sampler, chat, scorer, critic, generator, aggregate, context)
 
 
 def _refuse_other_tokens(name: str, chat: Chat) -> None:

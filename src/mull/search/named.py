@@ -25,6 +25,7 @@ from mull.search import (
     particles,
     rebase,
     revise,
+    roles,
     sample,
     thoughts,
     vote,
@@ -52,6 +53,7 @@ STRATEGIES: dict[str, tuple[Strategy, dict[str, Any], str]] = {
     "tot-bfs": (thoughts.tot_bfs, {}, "paths kept at each depth"),
     "tot-dfs": (thoughts.tot_dfs, {}, "leaves at most"),
     "revise": (revise.revise, {}, "attempts, one after another"),
+    "roles": (roles.roles, {}, "openings by the generator, each gone on from by the model and judged by the scorer"),
     "auto": (allocate.auto, {}, "chains' worth of compute on average, by difficulty"),
     "wait": (force.wait, {}, "chains that are made to think on"),
 }
@@ -60,6 +62,7 @@ STRATEGIES: dict[str, tuple[Strategy, dict[str, Any], str]] = {
 _HOW = {
     "scorer": "--scorer DIR (mull reward trains one), or --scorer logprob, which needs no training",
     "critic": "--critic DIR (mull reward -o kind=critic trains one)",
+    "generator": "--generator DIR, a model folder or nano",
     "calibration": "--calibration FILE (mull calibrate makes one)",
 }
 
