@@ -36,6 +36,7 @@ from mull.learn.pack import to_device as batch_to_device
 from mull.ledger import Budget, Ledger
 from mull.models import hf
 from mull.models.compiled import compile_layers
+from mull.models.deepen import deepen
 from mull.models.flops import train_flops
 from mull.models.transformer import Transformer
 from mull.models.value import ScorerInfo, ValueModel, save_critic, save_value
@@ -59,6 +60,7 @@ class RewardConfig:
     kind: Kind = "orm"
     model: str = "nano"  # the policy whose traces are judged: a Hugging Face folder, or nano
     init: str = ""  # the model that the scorer starts from; empty: the policy
+    more_layers: int = 0  # on top of it, for a scorer that can look at what the policy expected: see models/deepen
     out: Path = Path("runs/reward")
     tasks: tuple[str, ...] = ("chain",)
     levels: tuple[int, ...] = (1, 2)
@@ -96,6 +98,8 @@ class RewardConfig:
             raise UserError("a scorer needs problems=1 or more with samples=2 or more chains each to learn from")
         if self.eval_problems and not 1 <= self.best_of <= self.eval_samples:
             raise UserError(f"best_of={self.best_of} must be between 1 and eval_samples={self.eval_samples}")
+        if self.more_layers < 0:
+            raise UserError(f"more_layers={self.more_layers} must be 0 or more")
         if self.rollouts < 1 or self.rollout_chains < 1 or self.epochs < 1:
             raise UserError("rollouts, rollout_chains and epochs must be 1 or more")
 
@@ -115,7 +119,7 @@ def reward(cfg: RewardConfig, command: str = "", resume: bool = False, mode: Mod
     policy = hf.load(source, device=cfg.device).requires_grad_(False)
     if cfg.init and Chat.load(start).encode("0123 abc\n") != chat.encode("0123 abc\n"):
         raise UserError(f"{start} has another tokenizer than {source}, whose tokens it is to judge")
-    body = hf.load(start, device=cfg.device)
+    body = deepen(hf.load(start, device=cfg.device), cfg.more_layers, cfg.seed)
     model = body if cfg.kind == "critic" else ValueModel(body, cfg.seed)
     refuse_impossible(cast(Any, cfg), tasks, chat, min(policy.config.max_positions, body.config.max_positions))
     optimizer = optim.adamw(model, cfg.lr, cfg.weight_decay)
