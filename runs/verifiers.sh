@@ -10,23 +10,26 @@ export OMP_NUM_THREADS=1 OMP_WAIT_POLICY=passive
 out=${1:-runs/verifiers}
 bin=${BIN:-.venv/bin}
 
-# The rollout labels and traces are shared by all kinds and seeds of a task; whoever comes first makes them.
+# Traces are shared by kinds and seeds; whoever comes first makes them. Rollout labels cost a thousand times what exact
+# ones do, so they are of fewer questions, learnt from more often. Scorers are two layers deeper than the policy.
 scorers() { # task levels
-    local task=$1 levels=$2
+    local task=$1 levels=$2 traces
     for seed in 0 1 2; do
-        for kind in orm prm prm-rollouts critic; do
+        for kind in prm orm critic prm-rollouts; do
+            traces=(--traces "$out/$task/traces" -o problems=4096 -o epochs=3)
+            [ "$kind" != prm-rollouts ] || traces=(--traces "$out/$task/traces-rollouts" -o problems=1024 -o epochs=6)
             "$bin/mull" reward --kind "$kind" --task "$task" -o "levels=$levels" --seed "$seed" --resume --quiet \
-                --out "$out/$task/$kind-$seed" --traces "$out/$task/traces" \
-                -o problems=1024 -o samples=8 -o epochs=2 -o dtype=bfloat16 -o eval_problems=128
+                --out "$out/$task/$kind-$seed" "${traces[@]}" \
+                -o samples=8 -o more_layers=2 -o dtype=bfloat16 -o eval_problems=128
         done
     done
 }
 # One process a core: training a small model does not use two threads well.
 scorers chain '[1,2]' & chain=$!
 scorers addition '[3,4]' & addition=$!
-"$bin/python" runs/verifiers_evidence.py pools "$out"
 wait $chain
 wait $addition
+OMP_NUM_THREADS=2 "$bin/python" runs/verifiers_evidence.py pools "$out"
 "$bin/python" runs/verifiers_evidence.py scores "$out" chain & chain=$!
 "$bin/python" runs/verifiers_evidence.py scores "$out" addition & addition=$!
 wait $chain
