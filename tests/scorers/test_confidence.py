@@ -12,7 +12,7 @@ import torch
 from mull.engine.pages import PAGE
 from mull.models.attention import causal
 from mull.scorers.base import Score
-from mull.scorers.confidence import Confidence, generated_from
+from mull.scorers.confidence import Confidence, SampledLogprob, generated_from
 from mull.types import Cost
 from tests.engine.small import CONFIG, ask, chat, engine, model, prompts
 
@@ -125,3 +125,32 @@ def test_generated_begins_behind_the_last_turn_s_opening_tag():
     kept = [*whole, *c.prompt("3")]  # a template that keeps old thoughts
     assert generated_from(c, [*kept, 65]) == len(kept)
     assert generated_from(c, c.encode("plain")) == 0
+
+
+def test_what_the_sampler_said_is_what_reading_finds():
+    """In a search: the same scores whether they are taken from the sampled steps or read again, and nothing read."""
+    from mull.ledger import Budget
+    from mull.search.tree import Tree
+    from mull.types import Question
+
+    async def scored(free: bool):
+        built = model(scale=4.0)
+        made = engine(built)
+        judge = Confidence(built, made, chat())
+        if not free:
+            judge.of_sampled = None
+        tree = Tree(
+            "t", Question("q", "q", "2+2?"), made, chat(), Budget(think_tokens=12, answer_tokens=4), scorer=judge
+        )
+        nodes = [node for node in await tree.think(tree.root, 6)]
+        await tree.score(nodes, whole_path=True)
+        return [node.score for end in nodes for node in end.path()], tree.trace.cost.scorer_tokens
+
+    (taken, nothing), (read, something) = asyncio.run(scored(True)), asyncio.run(scored(False))
+    assert taken == pytest.approx(read, rel=1e-4) and nothing == 0 < something
+    assert confidence_without_a_sampler_is_nan()
+
+
+def confidence_without_a_sampler_is_nan() -> bool:
+    [score] = asyncio.run(SampledLogprob().score([PROMPT]))
+    return math.isnan(score.value) and math.isnan(SampledLogprob.of_sampled(math.nan, 3))

@@ -11,6 +11,7 @@ from mull.ledger import Budget
 from mull.search.best_of_n import best_of_n
 from mull.search.choose import aggregate, majority_leaf, weighted_vote
 from mull.search.node import Steps
+from mull.search.sample import Decoding
 from mull.search.tree import NO_ANSWER, Tree
 from mull.types import SamplingParams, SpanKind
 from tests.search.tools import QUESTION, ScriptedScorer, assert_sound, canonical, chat, run, sampler_of, texts, thought
@@ -346,3 +347,26 @@ def test_texts_helper_sees_every_step():
     )
     assert set(texts(trace)) <= {"a\n", "aa</think>", "b\n", "bb\n", "</think>", "1<|end|>", "2<|end|>"}
     assert all(span.stop is StopReason.STOP for span in trace.spans if span.kind is SpanKind.SAMPLED)
+
+
+def test_log_probabilities_of_sampled_steps_are_taken_as_they_are():
+    """Nothing is read for them; a forced step is not the model's, and other temperatures are not its distribution."""
+
+    class Counting(ScriptedScorer):
+        def of_sampled(self, logprob: float, tokens: int) -> float:
+            return math.exp(logprob / tokens)
+
+    async def scored(decoding):
+        scorer = Counting(lambda t: 0.25)
+        tree = grow(sampler_of(FORK), Budget(), scorer=scorer, decoding=decoding)
+        [node] = await tree.extend(tree.root)
+        forced = tree.insert(tree.root, chat().encode("a\n"))
+        [behind] = await tree.extend(forced)
+        await tree.score([node, behind])
+        return node.score, behind.score, tree.trace.cost.scorer_tokens, scorer.calls
+
+    free, read, tokens, calls = asyncio.run(scored(Decoding()))
+    assert free == pytest.approx(math.exp(math.log(0.5) / 2)) and read == 0.25 and calls == [["a\naa</think>"]]
+    assert tokens > 0
+    free, read, tokens, calls = asyncio.run(scored(Decoding(temperature=0.7)))
+    assert (free, read) == (0.25, 0.25) and len(calls[0]) == 2

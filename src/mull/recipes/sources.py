@@ -22,7 +22,7 @@ from mull.errors import UserError
 from mull.models import hf
 from mull.recipes.rl import model_folder
 from mull.scorers.base import Scorer
-from mull.scorers.confidence import Confidence, Measure
+from mull.scorers.confidence import Confidence, Measure, SampledLogprob
 from mull.scorers.critic import Critic
 from mull.scorers.value import load_scorer
 from mull.search.choose import Aggregate, Canonical
@@ -47,8 +47,10 @@ class Source:
     def __post_init__(self) -> None:
         if self.endpoint and not self.tokenizer:
             raise UserError("--endpoint needs --tokenizer DIR: the folder of the served model's tokenizer")
-        if self.endpoint and self.scorer in UNTRAINED:
-            raise UserError(f"the scorer {self.scorer} reads the model itself: give a trained one with an endpoint")
+        if self.endpoint and self.scorer == "certainty":
+            raise UserError(
+                "the scorer certainty reads the model itself: give logprob or a trained one with an endpoint"
+            )
 
     @property
     def flops_known(self) -> bool:
@@ -125,7 +127,9 @@ async def opened(source: Source) -> AsyncIterator[Opened]:
 def _judged(source: Source, sampler: Any, chat: Chat, context: int | None) -> Opened:
     scorer: Scorer | None = None
     aggregate: Aggregate | None = None
-    if source.scorer in UNTRAINED:
+    if source.scorer == "logprob" and source.endpoint:
+        scorer = SampledLogprob()
+    elif source.scorer in UNTRAINED:
         scorer = Confidence(sampler.model, sampler, chat, UNTRAINED[source.scorer])
     elif source.scorer:
         scorer, info = load_scorer(Path(source.scorer))

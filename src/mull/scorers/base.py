@@ -24,6 +24,9 @@ class Scorer(Protocol):
     scored before), so a child costs its own tokens only; `Score.cost` says what was really read. A search scores a
     prefix at the end of a step: behind a separator, behind the end of the thought, behind the answer's end token.
     Raises `SamplerLost` when what it runs on has gone.
+
+    A scorer may have, besides, `of_sampled(logprob, tokens) -> float`: the value of a path from the sum of its tokens'
+    log-probabilities, which the sampler has computed already. A search then asks for nothing to be read.
     """
 
     async def score(self, prefixes: Sequence[Sequence[int]]) -> list[Score]: ...

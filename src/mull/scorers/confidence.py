@@ -43,6 +43,21 @@ class _Known:
     hidden_E: torch.Tensor
 
 
+def of_sampled(logprob: float, tokens: int) -> float:
+    """exp of the mean log-probability of so many sampled tokens; NaN where the sampler gave none."""
+    return math.exp(min(logprob / tokens, 0.0)) if tokens else math.nan
+
+
+class SampledLogprob:
+    """A `Scorer` that reads nothing: it takes the sampler's own log-probabilities, or has no value (NaN). For samplers
+    whose model lies elsewhere."""
+
+    of_sampled = staticmethod(of_sampled)
+
+    async def score(self, prefixes: Sequence[Sequence[int]]) -> list[Score]:
+        return [Score(math.nan, Cost()) for _ in prefixes]
+
+
 class Confidence:
     """A `Scorer` over the policy. `engine` reads with `model`, whose chat is `chat`.
 
@@ -54,6 +69,7 @@ class Confidence:
         self, model: Transformer, engine: Reader, chat: Chat, measure: Measure = "logprob", remember: int = 4096
     ):
         self.model, self.engine, self.chat, self.measure, self.remember = model, engine, chat, measure, remember
+        self.of_sampled = of_sampled if measure == "logprob" else None
         self._known: OrderedDict[bytes, _Known] = OrderedDict()
         self._weights = WeightsWatch(model)
 

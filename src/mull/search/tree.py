@@ -186,6 +186,14 @@ class Tree:
         todo = [node for node in dict.fromkeys(wanted) if node.score is None]
         if not todo:
             return True
+        if (of_sampled := getattr(self.scorer, "of_sampled", None)) is not None and self._by_the_policy():
+            for node in [node for node in todo if node.sampled == len(node.tokens) - node.asked]:
+                value = of_sampled(node.logprob, node.sampled)
+                if math.isfinite(value):
+                    self.rate(node, value)
+            todo = [node for node in todo if node.score is None]
+        if not todo:
+            return True
         paths: dict[tuple[int, ...], list[Node]] = {}
         for node in todo:
             paths.setdefault(self.as_asked(node), []).append(node)
@@ -257,6 +265,11 @@ class Tree:
         return self.trace
 
     # ------------------------------------------------------------------------------------------------ inside
+
+    def _by_the_policy(self) -> bool:
+        """Whether log-probabilities of sampled tokens are the policy's own, at temperature 1 and with full support."""
+        d = self.decoding
+        return d.temperature in (0, 1) and d.top_p == 1 and d.top_k == 0
 
     def _seed(self, node: Node) -> int:
         """Of the next request from here: a function of the node's place, not of what arrived when."""
