@@ -416,7 +416,11 @@ def compare_command(
     """Run strategies at several budgets and draw them on one page."""
     flags = {"out": out, "model": model, "tasks": task, "strategies": strategy, "scorer": scorer}
     flags |= {"calibration": calibration, "seed": seed}
-    print(f"page: {train('compare', ctx.obj, config, override, flags, resume, quiet)}")
+    path = train("compare", ctx.obj, config, override, flags, resume, quiet)
+    from mull.recipes.compare import show
+
+    show(path)
+    print(f"page: {path}")
 
 
 @app.command("calibrate", cls=RecipeCommand)

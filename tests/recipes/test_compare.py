@@ -36,7 +36,7 @@ def config(**changes) -> CompareConfig:
     return CompareConfig(**{**settings, **GRID, "latency_problems": 1, **changes})
 
 
-def test_a_comparison_from_nothing_to_a_page(home: Path):
+def test_a_comparison_from_nothing_to_a_page(home: Path, capsys):
     page = compare(config(seeds=2), mode="quiet")
     text = page.read_text()
     data = json.loads((home / "cmp" / "compare.json").read_text())
@@ -50,6 +50,10 @@ def test_a_comparison_from_nothing_to_a_page(home: Path):
     assert data["scorers"][0]["scorer"] == "logprob" and data["latency"][0]["rows"]
     assert "best-of-n" in text and "window." not in json.dumps(data)
     assert data["exit"]["rows"][0]["questions"] == 6 * 2 * 4
+    recipe.show(page)
+    said = capsys.readouterr().out
+    assert said.startswith("At N = 8 the most accurate is")
+    assert ("lost, " in said) == bool(data["exit"]["lost"])
 
 
 def test_predictions_are_published_before_the_held_out_cells_run(home: Path, monkeypatch: pytest.MonkeyPatch):

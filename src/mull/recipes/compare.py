@@ -420,3 +420,15 @@ def _kept(cfg: CompareConfig, what: str) -> list[Any]:
                 if path.is_file():
                     newest[text, task] = json.loads(path.read_text(encoding="utf-8"))[what]
     return [kept for some in newest.values() for kept in some]
+
+
+def show(path: Path) -> None:
+    """Prints what the page begins with and ends with: the headline, and what was lost or cut short."""
+    data = json.loads(path.with_name("compare.json").read_text(encoding="utf-8"))
+    for sentence in data["summary"]:
+        print(sentence)
+    rows = data["exit"]["rows"]
+    if exhausted := sum(row["exhausted"] for row in rows):
+        print(f"exhausted: the budget ran out on {exhausted} of {sum(row['questions'] for row in rows)} questions")
+    for row in data["exit"]["lost"][:8]:
+        print(f"lost, {row['count']} times: {row['sentence']}")
