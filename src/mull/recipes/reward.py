@@ -60,7 +60,7 @@ class RewardConfig:
     kind: Kind = "orm"
     model: str = "nano"  # the policy whose traces are judged: a Hugging Face folder, or nano
     init: str = ""  # the model that the scorer starts from; empty: the policy
-    more_layers: int = 0  # on top of it, for a scorer that can look at what the policy expected: see models/deepen
+    more_layers: int = 2  # on top of it, for a scorer that can look at what the policy expected: see models/deepen
     out: Path = Path("runs/reward")
     tasks: tuple[str, ...] = ("chain",)
     levels: tuple[int, ...] = (1, 2)
