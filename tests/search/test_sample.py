@@ -8,11 +8,12 @@ import pytest
 
 from mull.chat import Chat
 from mull.engine.scripted import ScriptedSampler
+from mull.engine.together import together
 from mull.errors import StopReason
 from mull.learn.samples import from_rollouts
 from mull.ledger import Budget
 from mull.models.nano import write_tokenizer
-from mull.search.sample import _grow, leaf_cost, sample, sample_forced, together
+from mull.search.sample import _grow, leaf_cost, sample, sample_forced
 from mull.types import Completion, Cost, Question, Span, SpanKind, Trace
 
 QUESTION = Question("q/1", "sums", "2+2?")

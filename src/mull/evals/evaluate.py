@@ -9,13 +9,14 @@ from dataclasses import dataclass, field
 
 from mull.chat import Chat
 from mull.engine.sampler import Sampler, derive_seed
+from mull.engine.together import together
 from mull.errors import UserError
 from mull.evals.behaviour import Thought
 from mull.evals.curves import Graded
 from mull.evals.grade import grade
 from mull.evals.metrics import Estimate, pass_at_1
 from mull.ledger import Budget
-from mull.search.sample import ON_POLICY, Decoding, sample, together
+from mull.search.sample import ON_POLICY, Decoding, sample
 from mull.tasks.base import Checked, Split
 from mull.types import Cost, Problem, SpanKind, Trace
 

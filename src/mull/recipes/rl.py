@@ -30,6 +30,7 @@ from mull.chat import Chat
 from mull.engine import native
 from mull.engine.local import LocalEngine
 from mull.engine.sampler import Sampler, derive_seed
+from mull.engine.together import together
 from mull.errors import UserError
 from mull.evals.collapse import CollapseDetector, scan
 from mull.evals.evaluate import Evaluation, evaluate, held_out, thought_tokens
@@ -198,7 +199,7 @@ async def collect(
     while len(out.groups) < cfg.groups and out.asked < 4 * cfg.groups:
         wanted = max(2, round((cfg.groups - len(out.groups)) / max(mixed_share, 0.25)))
         wanted = min(wanted, 4 * cfg.groups - out.asked)
-        for trace, rewards in await asyncio.gather(*(one(out.asked + i) for i in range(wanted))):
+        for trace, rewards in await together(one(out.asked + i) for i in range(wanted)):
             out.traces.append(trace)
             if advantages.constant(rewards):
                 out.constant += 1

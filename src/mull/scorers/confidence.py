@@ -24,6 +24,7 @@ import numpy as np
 import torch
 
 from mull.chat import Chat
+from mull.engine.together import together
 from mull.engine.weights import WeightsWatch
 from mull.models.transformer import Transformer
 from mull.scorers.base import Score
@@ -93,7 +94,7 @@ class Confidence:
             task = asyncio.ensure_future(self._read(group, self._known.get(above or b""), tasks.get(above or b"")))
             tasks |= {fit[p][-1]: task for p in group}
         costs: dict[Prefix, Cost] = {}
-        for read in await _gathered(list(dict.fromkeys(tasks.values()))):
+        for read in await together(list(dict.fromkeys(tasks.values()))):
             known |= {fit[p][-1]: entry for p, (entry, _) in read.items()}
             costs |= {p: cost for p, (_, cost) in read.items()}
         out = []
@@ -168,14 +169,3 @@ def _digests(tokens: Sequence[int]) -> list[bytes]:
         state.update(token.tobytes())
         out.append(state.digest())
     return out
-
-
-async def _gathered(tasks: list[asyncio.Task]) -> list:
-    """The results of all. When one fails the others are cancelled."""
-    try:
-        return list(await asyncio.gather(*tasks))
-    except BaseException:
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
-        raise

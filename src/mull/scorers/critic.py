@@ -6,15 +6,15 @@ See `mull.learn.critique` for what it reads and writes. Everything that it reads
 
 from __future__ import annotations
 
-import asyncio
 import math
-from collections.abc import Callable, Coroutine, Iterable, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 from mull.chat import Chat
 from mull.engine.local import LocalEngine
 from mull.engine.sampler import Sampler
+from mull.engine.together import together
 from mull.errors import UserError
 from mull.learn.critique import MARKER, OK, parse_critique
 from mull.scorers.base import Score
@@ -73,7 +73,7 @@ class Critic:
     async def _each(
         self, judge: Callable[[Sequence[int]], Coroutine[Any, Any, T]], prefixes: Sequence[Sequence[int]]
     ) -> list[T]:
-        judged = await _together(judge(prefix) for prefix in prefixes)
+        judged = await together(judge(prefix) for prefix in prefixes)
         if self._refusal and not self._works:
             raise self._refusal
         return judged
@@ -130,15 +130,3 @@ def _charged(completions: Sequence[Completion]) -> Cost:
     """What was read and written, as a scorer's: like the engine's own readings, `prefill_tokens` stay what was read."""
     cost = sum((completion.cost for completion in completions), Cost())
     return replace(cost, sampled_tokens=0, scorer_tokens=cost.prefill_tokens + cost.sampled_tokens)
-
-
-async def _together(work: Iterable[Coroutine[Any, Any, T]]) -> list[T]:
-    """The results of all, in order. When one fails the others are cancelled, and none is left running."""
-    tasks = [asyncio.ensure_future(one) for one in work]
-    try:
-        return list(await asyncio.gather(*tasks))
-    except BaseException:
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
-        raise

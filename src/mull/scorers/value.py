@@ -7,7 +7,6 @@ call (the steps of one chain) become one reading, and values are remembered.
 
 from __future__ import annotations
 
-import asyncio
 import math
 from collections import OrderedDict
 from collections.abc import Sequence
@@ -19,6 +18,7 @@ import torch
 
 from mull.chat import Chat
 from mull.engine.local import LocalEngine, Reading
+from mull.engine.together import together
 from mull.engine.weights import WeightsWatch
 from mull.errors import SamplerLost
 from mull.models import hf
@@ -57,7 +57,7 @@ class ValueScorer:
         room = self.model.body.config.max_positions
         found = {p: Score(self.values[p], Cost()) for p in asked if p in self.values}
         found |= {p: Score(math.nan, Cost()) for p in asked if not 0 < len(p) <= room}
-        for scores in await _together([self._read(chain) for chain in chains([p for p in asked if p not in found])]):
+        for scores in await together([self._read(chain) for chain in chains([p for p in asked if p not in found])]):
             found |= scores
         out, charged = [], set()
         for prefix in asked:
@@ -114,18 +114,6 @@ def chains(prefixes: Sequence[Prefix]) -> list[list[Prefix]]:
             out.append([prefix])
         after = prefix
     return [group[::-1] for group in out[::-1]]
-
-
-async def _together(work: list) -> list:
-    """The results of all. When one fails the others are cancelled."""
-    tasks = [asyncio.ensure_future(one) for one in work]
-    try:
-        return list(await asyncio.gather(*tasks))
-    except BaseException:
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
-        raise
 
 
 def load_scorer(folder: Path | str, memory_bytes: int | None = None, device: str = "cpu") -> tuple[Scorer, ScorerInfo]:

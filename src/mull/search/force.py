@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from mull.chat import Chat
 from mull.engine.sampler import Sampler
+from mull.engine.together import together
 from mull.errors import UserError
 from mull.ledger import Budget
 from mull.search.choose import Canonical, majority_leaf
 from mull.search.node import LINES, Node, Steps
-from mull.search.sample import ON_POLICY, Decoding, together
+from mull.search.sample import ON_POLICY, Decoding
 from mull.search.tree import Tree
 from mull.types import Question, Trace
 

@@ -17,12 +17,13 @@ from typing import Literal
 
 from mull.chat import Chat
 from mull.engine.sampler import Sampler, derive_seed
+from mull.engine.together import together
 from mull.errors import UserError
 from mull.ledger import Budget
 from mull.scorers.base import Scorer
 from mull.search.choose import Canonical, best, weighted_vote
 from mull.search.node import LINES, Node, Steps
-from mull.search.sample import ON_POLICY, Decoding, together
+from mull.search.sample import ON_POLICY, Decoding
 from mull.search.tree import Tree
 from mull.types import Question, Trace
 

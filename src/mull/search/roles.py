@@ -10,12 +10,13 @@ from dataclasses import dataclass, replace
 
 from mull.chat import Chat
 from mull.engine.sampler import Sampler, derive_seed
+from mull.engine.together import together
 from mull.errors import UserError
 from mull.ledger import Budget
 from mull.scorers.base import Score, Scorer
 from mull.search.choose import Aggregate, Canonical, Pick, path_score, pick_leaf
 from mull.search.node import LINES, Node, Steps
-from mull.search.sample import ON_POLICY, Decoding, together
+from mull.search.sample import ON_POLICY, Decoding
 from mull.search.tree import Tree
 from mull.types import Question, Trace
 

@@ -5,13 +5,12 @@ Both return a trace with one leaf per sample, ungraded and without a choice amon
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import Coroutine, Iterable
 from dataclasses import dataclass, replace
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from mull.chat import Chat
 from mull.engine.sampler import Sampler, derive_seed
+from mull.engine.together import together
 from mull.errors import StopReason
 from mull.ledger import Budget
 from mull.types import Completion, Cost, Question, SamplingParams, Span, SpanKind, Trace
@@ -97,18 +96,6 @@ async def sample_forced(
     for leaf, answer in await together(one(i) for i in range(budget.samples)):
         _bear(trace, leaf, answer)
     return trace
-
-
-async def together(work: Iterable[Coroutine[Any, Any, T]]) -> list[T]:
-    """The results of all, in order. When one fails the others are cancelled, and none is left running."""
-    tasks = [asyncio.ensure_future(one) for one in work]
-    try:
-        return list(await asyncio.gather(*tasks))
-    except BaseException:
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
-        raise
 
 
 def _share(budget: Budget) -> int:

@@ -15,12 +15,13 @@ from dataclasses import replace
 from mull.chat import Chat, Messages
 from mull.chat.steps import separator_tokens, spelled_end, step_ends
 from mull.engine.sampler import Sampler, derive_seed
+from mull.engine.together import together
 from mull.errors import SamplerLost, StopReason, UserError
 from mull.ledger import Budget
 from mull.scorers.base import Scorer
 from mull.search.node import LINES, Node, Steps
 from mull.search.purse import Purse
-from mull.search.sample import ON_POLICY, Decoding, together
+from mull.search.sample import ON_POLICY, Decoding
 from mull.types import Completion, Cost, Question, SamplingParams, Span, SpanKind, Trace
 
 NO_ANSWER = "(no answer within the budget)"
