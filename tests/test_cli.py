@@ -282,6 +282,20 @@ def test_ctrl_c_says_how_to_go_on(home: Path, capsys: pytest.CaptureFixture[str]
     assert capsys.readouterr().err == "interrupted\n"
 
 
+def test_what_a_ctrl_c_tears_down_may_fail_in_its_own_way(home: Path, capsys, monkeypatch: pytest.MonkeyPatch):
+    import mull.recipes.rl as recipe
+
+    def stop(*_: Any, **__: Any) -> Path:
+        try:
+            raise KeyboardInterrupt
+        finally:
+            raise RuntimeError("unexpected position in the file")
+
+    monkeypatch.setattr(recipe, "rl", stop)
+    assert main(["rl", "--out", "x"]) == 130
+    assert capsys.readouterr().err == "interrupted; go on with: mull rl --out x --resume\n"
+
+
 def test_a_real_ctrl_c_in_the_midst_of_training(home: Path):
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
     command = [sys.executable, "-m", "mull", *RL, "--model", "tiny", "--out", "run", "-o", "checkpoint_every=1"]
@@ -292,7 +306,7 @@ def test_a_real_ctrl_c_in_the_midst_of_training(home: Path):
         time.sleep(0.02)
     running.send_signal(signal.SIGINT)
     _, err = running.communicate(timeout=60)
-    assert running.returncode == 130
+    assert running.returncode == 130, err
     assert err.splitlines()[-1].startswith("interrupted; go on with: mull rl --quiet") and "Traceback" not in err
     done = metrics.read_bytes().count(b"\n")
     assert main(["rl", "--out", "run", "--resume", "--quiet", "--steps", str(done + 1)]) == 0

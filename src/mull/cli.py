@@ -495,6 +495,8 @@ def main(args: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
     except Exception as error:
+        if was_interrupted(error):
+            return complain(interrupted(arguments), code=130, label="")
         from mull.files import disk_is_full
 
         if disk_is_full(error, Path.cwd()):
@@ -540,6 +542,13 @@ def usage_mistake(error: Any) -> str:
         typed = sentence.split("'")[1]
         sentence = f"no such command: {typed}{nearest(typed, known.commands)}"  # type: ignore[union-attr]
     return f"{sentence}; see {path} --help"
+
+
+def was_interrupted(error: BaseException | None) -> bool:
+    """Whether a Ctrl-C is behind an error: what is torn down by one (a half-written file) may fail in its own way."""
+    while error is not None and not isinstance(error, KeyboardInterrupt):
+        error = error.__cause__ or error.__context__
+    return error is not None
 
 
 def interrupted(arguments: Sequence[str]) -> str:
