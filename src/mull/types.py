@@ -130,6 +130,7 @@ class SamplingParams:
     stop_tokens: tuple[int, ...] = ()  # besides the model's own end tokens
     seed: int = 0
     forced: tuple[int, ...] = ()
+    first: int = 0  # of n samples the i-th has the seed of number first + i: several calls can make what one would have
 
     def with_seed(self, seed: int) -> SamplingParams:
         return replace(self, seed=seed)

@@ -47,8 +47,17 @@ def wild(**options) -> ScriptedSampler:
     return ScriptedSampler(lines, chat(), **options)
 
 
-def search(strategy, sampler, budget, judge=chance, fail=(), **options) -> Trace:
-    scorer = ScriptedScorer(judge, fail=dict.fromkeys(fail, GONE))
+def strategy_of(make):
+    """What the functions below take, from one that makes a search of (sampler, scorer, budget, seed)."""
+
+    async def strategy(question, sampler, chat, budget, *, scorer, canonical, seed=0, steps=None) -> Trace:
+        return await make(sampler, scorer, budget, seed)
+
+    return strategy
+
+
+def search(strategy, sampler, budget, judge=chance, fail=(), scorer=None, **options) -> Trace:
+    scorer = scorer or ScriptedScorer(judge, fail=dict.fromkeys(fail, GONE))
     trace = run(strategy, sampler, budget, scorer=scorer, canonical=canonical, **options)
     assert scorer.running == 0
     assert_sound(trace, sampler, budget)
@@ -91,11 +100,15 @@ def bears_a_lost_sampler(strategy, n: int) -> None:
 
 def bears_a_lost_scorer(strategy, n: int) -> None:
     for failing in ({0}, {1}, {2}, range(999)):
-        trace = search(strategy, wild(), Budget(samples=n), fail=failing)
-        assert trace.answer in ("12", "7") and "the scorer was lost: gone away" in trace.lost
+        scorer = ScriptedScorer(chance, fail=dict.fromkeys(failing, GONE))
+        trace = search(strategy, wild(), Budget(samples=n), scorer=scorer)
+        assert trace.answer in ("12", "7")
+        assert any("lost: gone away" in what for what in trace.lost) == (len(scorer.calls) > min(failing))
     for judge in (lambda text: math.nan, lambda text: math.nan if "1" in text or "b" in text else 0.5):
-        trace = search(strategy, wild(), Budget(samples=n), judge)
-        assert trace.answer in ("12", "7") and any("gave no number" in lost for lost in trace.lost)
+        scorer = ScriptedScorer(judge)
+        trace = search(strategy, wild(), Budget(samples=n), scorer=scorer)
+        asked = any(math.isnan(judge(text)) for call in scorer.calls for text in call)
+        assert trace.answer in ("12", "7") and bool(trace.lost) == asked
 
 
 def bears_dead_ends(strategy) -> None:

@@ -12,7 +12,7 @@ from mull.ledger import Budget
 from mull.search.force import wait
 from mull.search.tree import Tree
 from mull.types import SpanKind, Trace
-from tests.search import trials
+from tests.search import hardships
 from tests.search.tools import QUESTION, assert_sound, canonical, chat, run, sampler_of, thought
 
 # The first thought is hasty; made to go on, the model finds its slip.
@@ -180,7 +180,10 @@ def make(options, sampler, scorer, budget, seed=0):
     return wait(QUESTION, sampler, chat(), budget, seed=seed, canonical=canonical, **options)
 
 
-@pytest.mark.parametrize("trial", ["every_budget", "losses", "cancelling", "other_orders"])
+@pytest.mark.parametrize(
+    "hardship",
+    ["keeps_budgets_to_the_token", "bears_a_lost_sampler", "leaves_nothing_running", "depends_on_the_seed_alone"],
+)
 @pytest.mark.parametrize("kind", KINDS)
-def test_it_bears(kind, trial):
-    getattr(trials, f"bears_{trial}")(partial(make, KINDS[kind]))
+def test_hardships(kind, hardship):
+    getattr(hardships, hardship)(hardships.strategy_of(partial(make, KINDS[kind])), 4)

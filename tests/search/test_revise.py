@@ -17,7 +17,7 @@ from mull.scorers.critic import Critic, Critique
 from mull.search.node import Steps
 from mull.search.revise import revise
 from mull.types import Cost, SpanKind, Trace
-from tests.search import trials
+from tests.search import hardships
 from tests.search.tools import QUESTION, ScriptedScorer, assert_sound, canonical, chat, run, sampler_of, thought
 
 # The first line is right or wrong, the second follows from it.
@@ -255,7 +255,7 @@ def test_a_real_critic_works_here():
 
 
 def hashed(text: str) -> tuple[float, int | None, str]:
-    value = trials.value(text)
+    value = hardships.chance(text)
     return value, None if value > 0.8 else 1 + int(value * 97) % 4, "no"
 
 
@@ -299,7 +299,16 @@ KINDS = {
 }
 
 
-@pytest.mark.parametrize("trial", ["every_budget", "losses", "bad_scorers", "cancelling", "other_orders"])
+@pytest.mark.parametrize(
+    "hardship",
+    [
+        "keeps_budgets_to_the_token",
+        "bears_a_lost_sampler",
+        "bears_a_lost_scorer",
+        "leaves_nothing_running",
+        "depends_on_the_seed_alone",
+    ],
+)
 @pytest.mark.parametrize("kind", KINDS)
-def test_it_bears(kind, trial):
-    getattr(trials, f"bears_{trial}")(KINDS[kind])
+def test_hardships(kind, hardship):
+    getattr(hardships, hardship)(hardships.strategy_of(KINDS[kind]), 4)

@@ -17,7 +17,7 @@ from mull.scorers.base import Score
 from mull.search.roles import Role, roles, translated
 from mull.search.tree import NO_ANSWER
 from mull.types import Cost, SpanKind, Trace
-from tests.search import trials
+from tests.search import hardships
 from tests.search.tools import QUESTION, ScriptedScorer, canonical, chat, run, sampler_of, thought
 
 PLANS = {"": {"add\n": 1.0, "count\n": 1.0}, "add\n": {"well\n": 1.0}, "count\n": {"so\n": 1.0}}
@@ -253,10 +253,19 @@ def make(options, sampler, scorer, budget, seed=0):
 KINDS = {"one line": {}, "two lines, best": {"opening": 2, "pick": "value", "aggregate": "min"}, "vote": {"chains": 2}}
 
 
-@pytest.mark.parametrize("trial", ["every_budget", "losses", "bad_scorers", "cancelling", "other_orders"])
+@pytest.mark.parametrize(
+    "hardship",
+    [
+        "keeps_budgets_to_the_token",
+        "bears_a_lost_sampler",
+        "bears_a_lost_scorer",
+        "leaves_nothing_running",
+        "depends_on_the_seed_alone",
+    ],
+)
 @pytest.mark.parametrize("kind", KINDS)
-def test_it_bears(kind, trial):
-    getattr(trials, f"bears_{trial}")(partial(make, KINDS[kind]))
+def test_hardships(kind, hardship):
+    getattr(hardships, hardship)(hardships.strategy_of(partial(make, KINDS[kind])), 4)
 
 
 def test_nothing_to_spend():

@@ -171,7 +171,7 @@ class EndpointSampler:
     async def _one(
         self, known: tuple[int, ...], params: SamplingParams, max_tokens: int, index: int
     ) -> Completion | SamplerLost:
-        seed = derive_seed(params.seed, index) & 0x7FFFFFFF
+        seed = derive_seed(params.seed, params.first + index) & 0x7FFFFFFF
         try:
             if self.form is None:
                 async with self._http.settling:

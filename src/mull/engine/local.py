@@ -213,7 +213,7 @@ class LocalEngine:
         known = np.r_[prefix, np.asarray(params.forced, np.int32)] if params.forced else prefix
         requests: list[Request] = []
         for i in range(n):
-            request = Request(call, i, params, derive_seed(params.seed, i), known, len(prefix))
+            request = Request(call, i, params, derive_seed(params.seed, params.first + i), known, len(prefix))
             if params.stop:
                 request.decoder = self.chat.stream()
                 request.tail = "".join(map(request.decoder.push, params.forced))

@@ -13,9 +13,9 @@ _MASK = (1 << 64) - 1
 class Sampler(Protocol):
     """Continues prefixes. Batching across callers and sharing of equal prefixes is the sampler's business.
 
-    `sample` returns `n` independent continuations of one prefix; the i-th uses the seed `derive_seed(params.seed, i)`.
-    Cancelling the awaiting task withdraws its requests and frees their memory. Raises UserError when the prefix
-    cannot fit in the model's context or in the sampler's memory.
+    `sample` returns `n` independent continuations of one prefix; the i-th uses the seed
+    `derive_seed(params.seed, params.first + i)`. Cancelling the awaiting task withdraws its requests and frees their
+    memory. Raises UserError when the prefix cannot fit in the model's context or in the sampler's memory.
     """
 
     @property

@@ -92,7 +92,8 @@ class ScriptedSampler:
             if number in self.fail:
                 raise self.fail[number]
             call.completions = [
-                self._complete(call.prefix, params.with_seed(derive_seed(params.seed, i))) for i in range(n)
+                self._complete(call.prefix, params.with_seed(derive_seed(params.seed, params.first + i)))
+                for i in range(n)
             ]
             return list(call.completions)
         except asyncio.CancelledError:

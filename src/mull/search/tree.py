@@ -311,7 +311,7 @@ class Tree:
             if many == 0:
                 self.trace.exhausted = True
                 break
-            asked = replace(params, max_tokens=most, seed=derive_seed(params.seed, len(out)) if out else params.seed)
+            asked = replace(params, max_tokens=most, first=len(out))
             try:
                 got = await self._sample(node, asked, many)
             finally:
