@@ -466,3 +466,11 @@ def test_what_cannot_be_done_is_said():
     with pytest.raises(UserError, match="end tokens"):
         engine(model(replace(CONFIG, vocab_size=256)))
     assert isinstance(chat(), Chat) and np.array_equal(np.flatnonzero(made._end), sorted(chat().end_ids))
+
+
+def test_several_calls_draw_what_one_would_have():
+    made = engine()
+    whole = ask(made, prompts(1)[0], n=5, max_tokens=12, seed=7)
+    parts = [ask(made, prompts(1)[0], n=n, max_tokens=12, seed=7, first=first) for first, n in ((0, 2), (2, 3))]
+    assert [c.tokens for c in whole] == [c.tokens for part in parts for c in part]
+    assert len({c.tokens for c in whole}) > 1
