@@ -39,6 +39,12 @@ def test_reinforce_pp_on_equal_rewards_and_tiny_batches():
     assert adv.reinforce_pp([]) == [] and adv.reinforce_pp_baseline([[], [None]]) == [[], [None]]
 
 
+def test_only_right_chains_are_learnt_from_by_expert_iteration():
+    assert adv.positive([1.0, 0.0, None, 0.5, -1.0]) == [1.0, None, None, 0.5, None]
+    with pytest.raises(ValueError, match="not finite"):
+        adv.positive([math.nan])
+
+
 @pytest.mark.parametrize("function", GROUP)
 @given(rewards)
 def test_none_stays_none_and_changes_nobody_else(function, r):

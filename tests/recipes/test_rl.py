@@ -14,7 +14,10 @@ import torch
 from mull.chat import Chat
 from mull.engine.local import LocalEngine
 from mull.errors import UserError
-from mull.learn.samples import truncated
+from mull.learn import losses
+from mull.learn.forward import batch_logprobs
+from mull.learn.pack import pack
+from mull.learn.samples import supervised, truncated
 from mull.models import hf
 from mull.recipes.rl import RLConfig, Rollouts, collect, method, rl, shaped_rewards, to_samples
 from mull.tasks.load import load_task
@@ -70,12 +73,16 @@ def trained(home: Path, tmp_path: Path, **changes: Any) -> torch.Tensor:
 
 # (option, its other value, what else must be set for it to matter)
 CHANGES: list[tuple[str, Any, dict[str, Any]]] = [
-    *[("algorithm", name, {}) for name in ("grpo", "dr_grpo", "rloo", "reinforce_pp", "dapo", "cispo", "gspo")],
+    *[
+        ("algorithm", name, {})
+        for name in ("grpo", "dr_grpo", "rloo", "reinforce_pp", "dapo", "cispo", "gspo", "expert")
+    ],
     *[("truncated", policy, {}) for policy in ("leave_out", "mask", "keep")],
     ("model", "other", {}),
     ("tasks", "Picky", {}),
     ("levels", (2,), {"tasks": ("chain",), "random_reward": True}),
     ("steps", 3, {}),
+    ("trained_tokens", 1, {}),
     ("groups", 3, {}),
     ("group_size", 6, {}),
     ("think_tokens", 8, {}),
@@ -125,7 +132,7 @@ def test_every_option_changes_what_is_learnt(home: Path, tmp_path: Path, option:
 
 
 def test_no_two_algorithms_are_the_same(home: Path, tmp_path: Path):
-    names = ["mull", "grpo", "dr_grpo", "rloo", "reinforce_pp", "dapo", "cispo", "gspo"]
+    names = ["mull", "grpo", "dr_grpo", "rloo", "reinforce_pp", "dapo", "cispo", "gspo", "expert"]
     ends = [trained(home, tmp_path, **({} if name == "mull" else {"algorithm": name})) for name in names]
     for i, a in enumerate(ends):
         for j, b in enumerate(ends[:i]):
@@ -166,6 +173,47 @@ def test_constant_groups_are_dropped_and_replaced(home: Path):
     assert {trace.question.task for trace in got.traces} == {"any", "same"}
     assert all(len(set(rewards)) > 1 for _, rewards in got.groups)
     assert len({trace.question.id for trace in got.traces}) == got.asked, "a replacement is another question"
+
+
+def test_expert_iteration_is_cross_entropy_on_the_right_chains(home: Path):
+    cfg = config(home, algorithm="expert", group_size=8, groups=6)
+    chosen = method(cfg)
+    chat = Chat.load(cfg.model)
+    engine = LocalEngine(hf.load(cfg.model), chat)
+    tasks = [load_task(t) for t in cfg.tasks]
+    got = asyncio.run(collect(cfg, tasks, engine, chat, 0, 0.5, chosen.useless))
+    assert all(any(rewards) for _, rewards in got.groups)
+    right = [v.correct and not cut for t, _ in got.groups for v, cut in zip(t.verdicts, truncated([t]), strict=True)]
+    todo = to_samples(cfg, chosen, got)
+    assert len(todo) == sum(right) < len(right)
+    prompts = {tuple(t.spans[0].tokens) for t, _ in got.groups}
+    shown = [supervised(s.tokens[: (n := s.mask.index(True))], s.tokens[n:]) for s in todo]
+    assert all(tuple(s.tokens[: s.mask.index(True)]) in prompts for s in todo)
+
+    model = hf.load(home / "other")  # not the one that sampled: the ratio is far from 1, and must not matter
+    found = []
+    for samples in (todo, shown):
+        model.zero_grad()
+        for batch in pack(samples, 4096):
+            loss, _ = losses.loss(batch, batch_logprobs(model, batch)[0], policy=chosen.policy)
+            loss.backward()
+        found.append(torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None]))
+    assert found[0].abs().max() > 1e-3 and torch.allclose(found[0], found[1], atol=1e-6)
+    assert not method(config(home)).useless([1.0, 0.0]) and method(config(home)).useless([1.0, 1.0])
+    assert chosen.useless([0.0, None]) and not chosen.useless([1.0, 1.0])
+
+
+def test_training_stops_once_so_many_tokens_were_learnt_from(home: Path, tmp_path: Path):
+    whole = config(home, out=tmp_path / "whole", steps=4)
+    rl(whole, mode="quiet")
+    tokens = [json.loads(line)["trained_tokens"] for line in (whole.out / "metrics.jsonl").open()]
+    cut = replace(whole, out=tmp_path / "cut", trained_tokens=tokens[0] + 1, eval_every=50, eval_problems=2)
+    rl(cut, mode="quiet")
+    rows = [json.loads(line) for line in (cut.out / "metrics.jsonl").open()]
+    assert [row["trained_tokens"] for row in rows if row["step"]] == tokens[:2]
+    assert rows[-1]["eval"] and (cut.out / "checkpoints" / "step_000002").is_dir()
+    rl(replace(cut, trained_tokens=0), resume=True, mode="quiet")
+    assert torch.equal(weights(cut.out / "model"), weights(whole.out / "model"))
 
 
 def test_a_step_without_any_mixed_group_changes_nothing_and_goes_on(home: Path, tmp_path: Path):

@@ -4,7 +4,8 @@ A reward of None means that the rollout could not be judged (or is left out on p
 is None too: it enters no baseline, and no sample is made of it. Positions are kept, so that nothing has to be
 filtered, reshaped or re-aligned afterwards.
 
-Functions of one group (the rollouts of one question) take and return one list: `mean_centred`, `grpo`, `rloo`.
+Functions of one group (the rollouts of one question) take and return one list: `mean_centred`, `grpo`, `rloo`,
+`positive`.
 Functions of a whole batch take and return a list of groups: `reinforce_pp`, `reinforce_pp_baseline`.
 
 Dr.GRPO (arXiv 2503.20783) has no function here: its advantage is `mean_centred`. What else it changes is the
@@ -97,6 +98,19 @@ def reinforce_pp_baseline(groups: Sequence[Rewards]) -> list[Advantages]:
     known = [a for advantages in centred for a in advantages if a is not None]
     scale = 1.0 / (_std(known) + EPSILON) if len(known) > 1 else 0.0
     return [[None if a is None else a * scale for a in advantages] for advantages in centred]
+
+
+def positive(rewards: Rewards) -> Advantages:
+    """The reward itself where it is above zero, None elsewhere: only right chains are learnt from.
+
+    Expert iteration (RAFT, arXiv 2304.06767; rejection sampling fine-tuning, arXiv 2308.01825): with rewards of 0 and 1
+    and a likelihood loss it is supervised fine-tuning on the model's own verified chains.
+
+    >>> positive([1.0, 0.0, None, 0.5])
+    [1.0, None, None, 0.5]
+    """
+    scorable(rewards)
+    return [r if r is not None and r > 0 else None for r in rewards]
 
 
 def random_rewards(n: int, rng: random.Random) -> list[float]:

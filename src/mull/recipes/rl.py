@@ -51,7 +51,7 @@ from mull.tasks.base import Checked
 from mull.tasks.load import load_task
 from mull.types import Cost, Sample, Trace
 
-Algorithm = Literal["mull", "grpo", "dr_grpo", "rloo", "reinforce_pp", "dapo", "cispo", "gspo"]
+Algorithm = Literal["mull", "grpo", "dr_grpo", "rloo", "reinforce_pp", "dapo", "cispo", "gspo", "expert"]
 
 
 @dataclass(frozen=True)
@@ -61,6 +61,7 @@ class RLConfig:
     tasks: tuple[str, ...] = ("chain", "countdown")
     levels: tuple[int, ...] = (1, 2)
     steps: int = 100
+    trained_tokens: int = 0  # stop before `steps` once so many tokens were learnt from, prompts included; 0: do not
     groups: int = 24  # questions with mixed rewards to learn from in one step
     group_size: int = 16  # chains for each question
     think_tokens: int = 256
@@ -108,11 +109,13 @@ class RLConfig:
 
 @dataclass(frozen=True)
 class Method:
-    """An algorithm, as three choices: rewards to advantages, the policy loss, and how token losses are averaged."""
+    """An algorithm, as four choices: rewards to advantages, the policy loss, how token losses are averaged, and which
+    groups teach nothing."""
 
     advantages: Callable[[list[advantages.Rewards]], list[advantages.Advantages]]
     policy: losses.PolicyLoss
     aggregate: losses.Aggregate
+    useless: Callable[[advantages.Rewards], bool] = advantages.constant
 
 
 def method(cfg: RLConfig) -> Method:
@@ -143,6 +146,9 @@ def method(cfg: RLConfig) -> Method:
             return Method(each(mean.grpo), functools.partial(losses.cispo, cap=cfg.ratio_cap), losses.token_mean)
         case "gspo":
             return Method(each(mean.grpo), losses.gspo, losses.sequence_mean)
+        case "expert":  # weight 1 whatever the ratio: cross-entropy on the right chains
+            likelihood = functools.partial(losses.cispo, floor=1.0, cap=1.0)
+            return Method(each(mean.positive), likelihood, losses.token_mean, lambda rewards: not any(rewards))
 
 
 def shaped_rewards(cfg: RLConfig, traces: Sequence[Trace], rng: random.Random) -> list[float | None]:
@@ -177,9 +183,16 @@ class Rollouts:
 
 
 async def collect(
-    cfg: RLConfig, tasks: Sequence[Checked], sampler: Sampler, chat: Chat, step: int, mixed_share: float
+    cfg: RLConfig,
+    tasks: Sequence[Checked],
+    sampler: Sampler,
+    chat: Chat,
+    step: int,
+    mixed_share: float,
+    useless: Callable[[advantages.Rewards], bool] = advantages.constant,
 ) -> Rollouts:
-    """Rounds of questions until `cfg.groups` groups with mixed rewards are there, or four times as many were asked.
+    """Rounds of questions until `cfg.groups` groups that teach something are there (by default those with mixed
+    rewards), or four times as many were asked.
 
     Question i of a step is a function of (seed, step, i), and a round is submitted whole, so that a resumed run asks
     and samples exactly what the interrupted one would have.
@@ -201,7 +214,7 @@ async def collect(
         wanted = min(wanted, 4 * cfg.groups - out.asked)
         for trace, rewards in await together(one(out.asked + i) for i in range(wanted)):
             out.traces.append(trace)
-            if advantages.constant(rewards):
+            if useless(rewards):
                 out.constant += 1
             else:
                 out.groups.append((trace, rewards))
@@ -309,7 +322,12 @@ def rl(cfg: RLConfig, command: str = "", resume: bool = False, mode: Mode = "aut
     step, mixed_share = 0, 0.5
 
     with RunFolder.create(
-        cfg.out, configs.to_toml(cfg), command, cfg.seed, resume, may_change=("steps", "threads", "eval_every")
+        cfg.out,
+        configs.to_toml(cfg),
+        command,
+        cfg.seed,
+        resume,
+        may_change=("steps", "trained_tokens", "threads", "eval_every"),
     ) as run:
         if latest := run.latest():
             step, state = latest
@@ -326,12 +344,13 @@ def rl(cfg: RLConfig, command: str = "", resume: bool = False, mode: Mode = "aut
         title = f"{'random rewards' if cfg.random_reward else cfg.algorithm} on {', '.join(cfg.tasks)}"
         with Progress(title, cfg.steps, start=step, mode=mode) as progress:
             progress.say(f"{native.status()}; {compiled}")
-            while step < cfg.steps:
+            done = is_done(cfg, step, ledger)
+            while not done:
                 if cfg.eval_every and step == 0:
                     run.log(0, {"eval": report_eval(cfg, held, engine, chat, ledger), **totals(ledger)})
                 started = time.perf_counter()
                 engine.restore_version(step)  # and an empty prefix cache, as a resumed run has it
-                rollouts = asyncio.run(collect(cfg, tasks, engine, chat, step, mixed_share))
+                rollouts = asyncio.run(collect(cfg, tasks, engine, chat, step, mixed_share, chosen.useless))
                 sampled = time.perf_counter()
                 todo = to_samples(cfg, chosen, rollouts)
                 lr = optim.constant(step, peak=cfg.lr, warmup=cfg.warmup)
@@ -356,7 +375,8 @@ def rl(cfg: RLConfig, command: str = "", resume: bool = False, mode: Mode = "aut
                     "sampled_tokens_per_second": cost.sampled_tokens / (sampled - started),
                     "tokens_per_second": cost.sampled_tokens / (trained - started),
                 }
-                if cfg.eval_every and is_evaluated(step, cfg):
+                done = is_done(cfg, step, ledger)
+                if cfg.eval_every and (done or is_evaluated(step, cfg)):
                     metrics["eval"] = report_eval(cfg, held, engine, chat, ledger)
                 run.log(step, metrics)
                 if alarm := detector.update(
@@ -377,7 +397,7 @@ def rl(cfg: RLConfig, command: str = "", resume: bool = False, mode: Mode = "aut
                 run.add_traces(step, [trace_row(shown, chat)])
                 thought, answer, _ = chat.split(thought_tokens(shown, shown.leaves[0]))
                 progress.sample(shown.question.text, thought, answer, shown.verdicts[0].correct)
-                if step % cfg.checkpoint_every == 0 or step == cfg.steps:
+                if step % cfg.checkpoint_every == 0 or done:
                     state = {
                         "model": model.state_dict(),
                         "optimizer": optimizer.state_dict(),
@@ -392,9 +412,14 @@ def rl(cfg: RLConfig, command: str = "", resume: bool = False, mode: Mode = "aut
     return cfg.out / "model"
 
 
+def is_done(cfg: RLConfig, step: int, ledger: Ledger) -> bool:
+    trained = ledger.phases.get("training", Cost()).trained_tokens
+    return step >= cfg.steps or 0 < cfg.trained_tokens <= trained
+
+
 def is_evaluated(step: int, cfg: RLConfig) -> bool:
-    """Every `eval_every` steps, at the end, and after 1, 2, 4, 8 … steps: the train curve's axis is logarithmic."""
-    return step % cfg.eval_every == 0 or step == cfg.steps or step & (step - 1) == 0
+    """Every `eval_every` steps, and after 1, 2, 4, 8 … steps: the train curve's axis is logarithmic. And at the end."""
+    return step % cfg.eval_every == 0 or step & (step - 1) == 0
 
 
 def describe(rollouts: Rollouts, chat: Chat) -> dict[str, Any]:
