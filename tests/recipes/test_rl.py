@@ -82,6 +82,7 @@ CHANGES: list[tuple[str, Any, dict[str, Any]]] = [
     ("tasks", "Picky", {}),
     ("levels", (2,), {"tasks": ("chain",), "random_reward": True}),
     ("steps", 3, {}),
+    ("flops", 1.0, {}),
     ("trained_tokens", 1, {}),
     ("groups", 3, {}),
     ("group_size", 6, {}),
@@ -113,7 +114,7 @@ SAME: list[tuple[str, Any]] = [
     ("micro_tokens", 64),
     ("memory_gib", 0.001),
 ]
-ELSEWHERE = {"out", "threads", "compile", "device", "eval_problems", "eval_samples"}
+ELSEWHERE = {"out", "threads", "compile", "device", "eval_problems", "eval_samples", "eval_seed"}
 
 
 @pytest.mark.parametrize(("option", "value", "also"), CHANGES, ids=lambda x: str(x) if not isinstance(x, dict) else "")
@@ -214,6 +215,36 @@ def test_training_stops_once_so_many_tokens_were_learnt_from(home: Path, tmp_pat
     assert rows[-1]["eval"] and (cut.out / "checkpoints" / "step_000002").is_dir()
     rl(replace(cut, trained_tokens=0), resume=True, mode="quiet")
     assert torch.equal(weights(cut.out / "model"), weights(whole.out / "model"))
+
+
+def test_training_stops_once_so_much_compute_was_spent_and_goes_on(home: Path, tmp_path: Path):
+    whole = config(home, out=tmp_path / "whole", steps=4)
+    rl(whole, mode="quiet")
+    spent = [json.loads(line)["flops"] for line in (whole.out / "metrics.jsonl").open()]
+    cut = replace(whole, out=tmp_path / "cut", flops=spent[0] * 1.01)
+    rl(cut, mode="quiet")
+    assert [json.loads(line)["flops"] for line in (cut.out / "metrics.jsonl").open()] == spent[:2]
+    rl(replace(cut, flops=spent[-1]), resume=True, mode="quiet")
+    assert torch.equal(weights(cut.out / "model"), weights(whole.out / "model"))
+
+
+def test_evaluations_keep_every_problem_s_rate_and_may_share_their_problems(home: Path, tmp_path: Path):
+    def rows(name: str, **changes: Any) -> list[dict[str, Any]]:
+        cfg = config(home, out=tmp_path / name, steps=1, eval_every=1, eval_problems=6, **changes)
+        rl(cfg, mode="quiet")
+        return [json.loads(line)["eval"] for line in (cfg.out / "metrics.jsonl").open()]
+
+    before, after = rows("a", eval_seed=7)
+    for found in (before, after):
+        [(task, rates)] = found["rates"].items()
+        assert task == "any" and len(rates) == found["all"]["n"] == 6 and set(rates.values()) <= {0.0, 0.5, 1.0}
+        assert sum(rates.values()) / 6 == pytest.approx(found["all"]["mean"])
+    assert before["rates"] != after["rates"], "training moved nothing"
+    other = rows("b", eval_seed=7, seed=1)[0]["rates"]
+    assert set(other["any"]) == set(before["rates"]["any"]) and other != before["rates"]
+    assert set(rows("c", seed=1)[0]["rates"]["any"]) != set(before["rates"]["any"])
+    judged = rows("d", tasks=(f"{home / 'any.py'}:Picky",), eval_samples=1)[0]["rates"]["picky"]
+    assert None in judged.values() and len(judged) == 6
 
 
 def test_a_step_without_any_mixed_group_changes_nothing_and_goes_on(home: Path, tmp_path: Path):

@@ -62,6 +62,7 @@ class RLConfig:
     levels: tuple[int, ...] = (1, 2)
     steps: int = 100
     trained_tokens: int = 0  # stop before `steps` once so many tokens were learnt from, prompts included; 0: do not
+    flops: float = 0.0  # stop before `steps` once rollouts and training have cost so many; 0: do not
     groups: int = 24  # questions with mixed rewards to learn from in one step
     group_size: int = 16  # chains for each question
     think_tokens: int = 256
@@ -85,6 +86,7 @@ class RLConfig:
     eval_every: int = 0  # steps between evaluations on held-out problems (and after 1, 2, 4, 8 …); 0: none
     eval_problems: int = 256
     eval_samples: int = 2
+    eval_seed: int | None = None  # of the choice of these problems, to be shared by runs of several seeds; none: seed
     checkpoint_every: int = 10
     micro_tokens: int = 4096  # tokens of one forward and backward pass, padding included
     max_sequences: int = 512  # that the engine decodes at once
@@ -310,7 +312,8 @@ def rl(cfg: RLConfig, command: str = "", resume: bool = False, mode: Mode = "aut
     if cfg.threads:
         torch.set_num_threads(cfg.threads)
     tasks = [load_task(name) for name in cfg.tasks]
-    held = held_out(tasks, cfg.levels, cfg.eval_problems, "test", cfg.seed) if cfg.eval_every else []
+    problems = cfg.seed if cfg.eval_seed is None else cfg.eval_seed
+    held = held_out(tasks, cfg.levels, cfg.eval_problems, "test", problems) if cfg.eval_every else []
     source = model_folder(cfg.model)
     chat = Chat.load(source)
     model = hf.load(source, device=cfg.device)
@@ -327,7 +330,7 @@ def rl(cfg: RLConfig, command: str = "", resume: bool = False, mode: Mode = "aut
         command,
         cfg.seed,
         resume,
-        may_change=("steps", "trained_tokens", "threads", "eval_every"),
+        may_change=("steps", "trained_tokens", "flops", "threads", "eval_every"),
     ) as run:
         if latest := run.latest():
             step, state = latest
@@ -413,8 +416,8 @@ def rl(cfg: RLConfig, command: str = "", resume: bool = False, mode: Mode = "aut
 
 
 def is_done(cfg: RLConfig, step: int, ledger: Ledger) -> bool:
-    trained = ledger.phases.get("training", Cost()).trained_tokens
-    return step >= cfg.steps or 0 < cfg.trained_tokens <= trained
+    spent = totals(ledger)
+    return step >= cfg.steps or 0 < cfg.trained_tokens <= spent["trained_tokens"] or 0 < cfg.flops <= spent["flops"]
 
 
 def is_evaluated(step: int, cfg: RLConfig) -> bool:
@@ -450,7 +453,8 @@ def totals(ledger: Ledger) -> dict[str, float]:
 
 
 def report_eval(cfg: RLConfig, held: list, sampler: Sampler, chat: Chat, ledger: Ledger) -> dict[str, Any]:
-    """pass@1 on the held-out problems, over all and by task, with intervals."""
+    """pass@1 on the held-out problems, over all and by task, with intervals; and each problem's own share of right
+    samples (None: no sample could be judged), for what needs problems to resample."""
     started = time.perf_counter()
     budget = Budget(think_tokens=cfg.think_tokens, answer_tokens=cfg.answer_tokens, samples=cfg.eval_samples)
     evaluation: Evaluation = asyncio.run(evaluate(held, sampler, chat, budget, seed=cfg.seed))
@@ -459,6 +463,16 @@ def report_eval(cfg: RLConfig, held: list, sampler: Sampler, chat: Chat, ledger:
     return {
         "all": evaluation.accuracy.as_dict(),
         "tasks": {name: evaluation.of(name).accuracy.as_dict() for name in names},
+        "rates": {name: problem_rates(evaluation.of(name)) for name in names},
+    }
+
+
+def problem_rates(evaluation: Evaluation) -> dict[str, float | None]:
+    """Question id → the share of its scorable samples that are right."""
+    scored = [[m for m in marks if m is not None] for marks in evaluation.marks]
+    return {
+        held.problem.question.id: sum(marks) / len(marks) if marks else None
+        for held, marks in zip(evaluation.held, scored, strict=True)
     }
 
 
