@@ -55,18 +55,37 @@ def from_rollouts(traces: Sequence[Trace], advantages: Sequence[float | None], g
         for (trace, leaf), advantage in zip(leaves, advantages, strict=True)
         if advantage is not None
     ]
-    below: dict[int, list[float]] = {}  # advantages of the trained leaves below a span, by its identity
-    for path, advantage in paths:
+    return _samples([(path, [[a] * len(span.tokens) for span in path]) for path, a in paths], group)
+
+
+def from_tokens(traces: Sequence[Trace], advantages: Sequence[Sequence[float] | None], group: int = 0) -> list[Sample]:
+    """`from_rollouts` with an advantage for every token: entry t of a leaf's list is that of its path's token t.
+
+    For methods that tell the tokens of a chain apart. Masks, shared spans (each token gets the mean over the trained
+    leaves below it), temperatures and kept sets are as in `from_rollouts`. Tokens that nobody sampled need a zero.
+
+    ValueError, besides those of `from_rollouts`: a list that is not as long as its path, a number that is not finite,
+    or an advantage on a token of the prompt, a forced or a tool token (the list has slipped).
+    """
+    leaves = [(trace, leaf) for trace in traces for leaf in trace.leaves]
+    if len(leaves) != len(advantages):
+        raise ValueError(f"{len(leaves)} leaves and {len(advantages)} lists of advantages")
+    weighed = []
+    for (trace, leaf), values in zip(leaves, advantages, strict=True):
+        if values is None:
+            continue
+        path, start, by_span = trace.path(leaf), 0, []
+        if len(values) != sum(len(span.tokens) for span in path):
+            raise ValueError(f"{len(values)} advantages for a path of {sum(len(s.tokens) for s in path)} tokens")
+        if not all(map(math.isfinite, values)):
+            raise ValueError("an advantage is not finite")
         for span in path:
-            below.setdefault(id(span), []).append(advantage)
-    samples, taken = [], set()
-    for path, _ in paths:
-        own = {id(span) for span in path if span.kind is SpanKind.SAMPLED} - taken
-        taken |= own
-        if any(span.tokens for span in path if id(span) in own):
-            weights = {i: math.fsum(below[i]) / len(below[i]) for i in own}
-            samples.append(_sample(path, weights, group))
-    return samples
+            by_span.append(list(values[start : start + len(span.tokens)]))
+            if span.kind is not SpanKind.SAMPLED and any(by_span[-1]):
+                raise ValueError(f"an advantage on a {span.kind} token, which nobody sampled")
+            start += len(span.tokens)
+        weighed.append((path, by_span))
+    return _samples(weighed, group)
 
 
 def supervised(prompt: Sequence[int], completion: Sequence[int], weight: float = 1.0, group: int = 0) -> Sample:
@@ -87,7 +106,23 @@ def _cut(leaf: Span, trace: Trace) -> bool:
     return leaf.kind is not SpanKind.SAMPLED or leaf.stop is not StopReason.STOP
 
 
-def _sample(path: Sequence[Span], weights: dict[int, float], group: int) -> Sample:
+def _samples(weighed: Sequence[tuple[list[Span], list[list[float]]]], group: int) -> list[Sample]:
+    """From paths with their advantages span by span: shared spans get the mean, and one leaf carries them."""
+    below: dict[int, list[list[float]]] = {}  # advantages of the trained leaves below a span, by its identity
+    for path, by_span in weighed:
+        for span, values in zip(path, by_span, strict=True):
+            below.setdefault(id(span), []).append(values)
+    samples, taken = [], set()
+    for path, _ in weighed:
+        own = {id(span) for span in path if span.kind is SpanKind.SAMPLED} - taken
+        taken |= own
+        if any(span.tokens for span in path if id(span) in own):
+            weights = {i: [math.fsum(column) / len(column) for column in zip(*below[i], strict=True)] for i in own}
+            samples.append(_sample(path, weights, group))
+    return samples
+
+
+def _sample(path: Sequence[Span], weights: dict[int, list[float]], group: int) -> Sample:
     tokens: list[int] = []
     advantages: list[float] = []
     mask: list[bool] = []
@@ -98,7 +133,7 @@ def _sample(path: Sequence[Span], weights: dict[int, float], group: int) -> Samp
         n = len(span.tokens)
         tokens.extend(span.tokens)
         trained = id(span) in weights
-        advantages.extend([weights[id(span)] if trained else 0.0] * n)
+        advantages.extend(weights[id(span)] if trained else [0.0] * n)
         mask.extend([trained] * n)
         if not trained:
             logprobs.extend([0.0] * n)
