@@ -25,10 +25,16 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from mull.learn.advantages import Rewards, rloo, scorable
+from mull.learn.forward import batch_logprobs
+from mull.learn.pack import pack, to_device
+from mull.learn.paths import Path
+from mull.models.transformer import Transformer
+from mull.types import Batch, Sample
 
 
 def keeps(outcomes: Rewards, low: float = 0.2, high: float = 0.8) -> bool:
@@ -80,4 +86,36 @@ def advantages(
             to_go = reward - baseline + gamma * to_go
             values.append(process_weight * to_go + outcome_weight * own)
         out.append(values[::-1])
+    return out
+
+
+# ------------------------------------------------------------------------------------- reading phi and reference
+
+
+def chain_sample(path: Path) -> Sample:
+    """All actions of a chain, to be read by phi and by the reference, both at temperature 1 over every token."""
+    zeros, actions = [0.0] * len(path.tokens), set(path.actions)
+    return Sample(path.tokens, zeros, [at in actions for at in range(len(zeros))], zeros)
+
+
+def chain_batches(chains: Sequence[Sample], max_tokens: int) -> list[tuple[Batch, list[int]]]:
+    """(batch, which chain each of its rows is). Chains without an action are in none."""
+    order = sorted((i for i, c in enumerate(chains) if any(c.mask)), key=lambda i: -len(chains[i].tokens))  # as `pack`
+    out, start = [], 0
+    for batch in pack(chains, max_tokens):
+        rows = len(batch.tokens_BT)
+        out.append((batch, order[start : start + rows]))
+        start += rows
+    return out
+
+
+@torch.no_grad()
+def action_logprobs(model: Transformer, chains: Sequence[Sample], max_tokens: int) -> list[list[float]]:
+    """The log-probability of every action of every chain, in order."""
+    out: list[list[float]] = [[] for _ in chains]
+    for batch, which in chain_batches(chains, max_tokens):
+        batch = to_device(batch, model.device)
+        logprobs_BT, _ = batch_logprobs(model, batch)
+        for row, i in enumerate(which):
+            out[i] = logprobs_BT[row][batch.mask_BT[row]].tolist()
     return out
