@@ -12,14 +12,14 @@ bin=${BIN:-.venv/bin}
 
 # Traces are shared by kinds and seeds; whoever comes first makes them. Rollout labels cost a thousand times what exact
 # ones do, so they are of fewer questions, learnt from more often. A critic reads every chain by itself, where the others
-# read the tree of a question's chains: one epoch is as much work as their three. Scorers are two layers deeper than the
-# policy.
+# read the tree of a question's chains: its 1,200 steps are one to two times the tokens that a PRM learns from. Scorers
+# are two layers deeper than the policy.
 scorers() { # task levels
     local task=$1 levels=$2 traces
     for seed in 0 1 2; do
         for kind in prm orm critic prm-rollouts; do
             traces=(--traces "$out/$task/traces" -o problems=4096 -o epochs=3)
-            [ "$kind" != critic ] || traces[-1]=epochs=1
+            [ "$kind" != critic ] || traces+=(-o max_steps=1200)
             [ "$kind" != prm-rollouts ] || traces=(--traces "$out/$task/traces-rollouts" -o problems=1024 -o epochs=6)
             "$bin/mull" reward --kind "$kind" --task "$task" -o "levels=$levels" --seed "$seed" --resume --quiet \
                 --out "$out/$task/$kind-$seed" "${traces[@]}" \

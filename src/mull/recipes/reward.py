@@ -77,6 +77,7 @@ class RewardConfig:
     lm_weight: float = 0.3  # of the language model's loss beside that of values: keeps what the policy knew
     every_token: bool = True  # of a step, not its end alone, learns the step's label (prm, prm-rollouts, omega)
     epochs: int = 3
+    max_steps: int = 0  # stop after so many optimiser steps, before `epochs` are over; 0: do not
     step_tokens: int = 2048  # tokens of one optimiser step; what chains of a question share counts once
     micro_tokens: int = 2048  # tokens of one forward and backward pass, padding included: small ones pad less
     lr: float = 1e-3
@@ -100,6 +101,8 @@ class RewardConfig:
             raise UserError(f"best_of={self.best_of} must be between 1 and eval_samples={self.eval_samples}")
         if self.more_layers < 0:
             raise UserError(f"more_layers={self.more_layers} must be 0 or more")
+        if self.max_steps < 0:
+            raise UserError(f"max_steps={self.max_steps} must be 0 or more")
         if self.rollouts < 1 or self.rollout_chains < 1 or self.epochs < 1:
             raise UserError("rollouts, rollout_chains and epochs must be 1 or more")
 
@@ -130,7 +133,7 @@ def reward(cfg: RewardConfig, command: str = "", resume: bool = False, mode: Mod
         cfg.out, configs.to_toml(cfg), command, cfg.seed, resume, may_change=("threads", "checkpoint_every")
     ) as run:
         todo, made = prepared(cfg, tasks, policy, chat, ledger, mode)
-        plan = planned(todo, cfg.epochs, cfg.step_tokens, cfg.seed)
+        plan = planned(todo, cfg.epochs, cfg.step_tokens, cfg.seed)[: cfg.max_steps or None]
         if latest := run.latest():
             step, state = latest
             model.load_state_dict(state["model"])
