@@ -127,9 +127,9 @@ def test_every_kind_ends_in_a_scorer_and_its_measure(base: Path, kind: str):
 
 
 def test_training_may_stop_before_its_epochs_are_over(base: Path):
-    cfg = config(base, "cut", max_steps=1, eval_problems=0)
+    cfg = replace(config(base, "cut", max_steps=1), eval_problems=0)
     reward(cfg, mode="quiet")
-    whole = config(base, "uncut", eval_problems=0)
+    whole = replace(config(base, "uncut"), eval_problems=0)
     reward(whole, mode="quiet")
     assert [row["step"] for row in rows(cfg.out)] == [0, 1] and rows(whole.out)[-1]["step"] > 1
     with pytest.raises(UserError, match="max_steps=-1"):
