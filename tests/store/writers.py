@@ -9,6 +9,7 @@ import signal
 import sqlite3
 import time
 from pathlib import Path
+from typing import Any
 
 from mull.store import Store
 from tests.store.made import rich
@@ -55,7 +56,7 @@ def die_at(folder: str, first: int, where: str) -> None:
         def __init__(self, db: sqlite3.Connection):
             self.db = db
 
-        def execute(self, sql: str, *values: object) -> sqlite3.Cursor:
+        def execute(self, sql: str, *values: Any) -> sqlite3.Cursor:
             if where == "before the commit" and sql == "COMMIT":
                 die()
             got = self.db.execute(sql, *values)

@@ -145,6 +145,10 @@ class Addition(Task):
         a, b = rng.randint(low, 10**level - 1), rng.randint(low, 10**level - 1)
         return f"{min(a, b)}+{max(a, b)}", f"{a}+{b}=?", Reference(str(a + b))
 
+    def key(self, question: Question) -> str:
+        a, b, _ = _read(question.text)
+        return f"{min(a, b)}+{max(a, b)}"
+
     def check(self, problem: Problem, answer: str) -> Verdict:
         value = integer(answer)
         if value is None:

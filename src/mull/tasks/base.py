@@ -162,6 +162,10 @@ class Task(ABC):
     def red_team(self, problem: Problem) -> list[str]:
         """Wrong answers that a sloppy checker might pay for."""
 
+    def key(self, question: Question) -> str:
+        """The canonical key that `draw` gave with this question. Override it where the key is not the text itself."""
+        return question.text
+
     # --- what every task shares
 
     def problem(self, level: int, rng: random.Random) -> tuple[str, Problem]:

@@ -240,6 +240,9 @@ class Chain(Task):
         text = ";".join(f"{name}={_show(defs[name])}" for name in order) + f";{asked}?"
         return _key(_read(text)), text, Reference(str(values[asked]))
 
+    def key(self, question: Question) -> str:
+        return _key(_read(question.text))
+
     def check(self, problem: Problem, answer: str) -> Verdict:
         value = integer(answer)
         if value is None:
