@@ -183,7 +183,7 @@ def test_weights_are_shares_of_the_visits_among_siblings():
     assert weights(one) == pytest.approx([0, 0, 0.75, 1 / 3, 1 / 3], abs=1e-5)
     plain = graded([span([10, 99])], {1: True})
     assert weights(sft_samples_from_search([plain])[0]) == [0, 0, 1, 1]
-    with pytest.raises(ValueError, match="no visits"):
+    with pytest.raises(UserError, match="no visits"):
         sft_samples_from_search([plain], weight="visits")
 
 

@@ -24,7 +24,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from mull.errors import StopReason
+from mull.errors import StopReason, UserError
 from mull.learn import labels
 from mull.types import Sample, Span, SpanKind, Trace
 
@@ -177,13 +177,13 @@ def sft_samples_from_search(
     question's own prompt, whatever conversation they were found in: the model is to say at once what took revisions.
     What a later path shares with an earlier one is context in it. Cut paths and forced tokens are not learnt.
 
-    `weight`: 1, or each step's share of the visits of its siblings. ValueError where a trace counts no visits.
+    `weight`: 1, or each step's share of the visits of its siblings. UserError where a trace counts no visits.
     """
     out: list[Sample] = []
     by_question: dict[str, list[Trace]] = {}
     for trace in traces:
         if weight == "visits" and not any(span.visits for span in trace.spans):
-            raise ValueError(f"the strategy {trace.strategy} counts no visits: weigh its paths by one")
+            raise UserError(f"the strategy {trace.strategy} counts no visits: weigh its paths by one")
         by_question.setdefault(trace.question.id, []).append(trace)
     for group, found in enumerate(by_question.values()):
         prompt = found[0].spans[0].tokens

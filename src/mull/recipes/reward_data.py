@@ -84,7 +84,7 @@ def traces(
     `budget.samples` chains for each question; `told` hears how many questions are done.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    _claim(folder / "settings.json", settings)
+    claim(folder / "settings.json", settings)
 
     async def one_round(start: int, part: Sequence[Held]) -> list[dict[str, Any]]:
         done = await evaluate(part, engine, chat, budget, seed=derive_seed(seed, start))
@@ -109,7 +109,8 @@ def in_rounds(path: Path, items: Sequence[Any], engine: LocalEngine, work: Calla
     return rows
 
 
-def _claim(path: Path, settings: dict[str, Any]) -> None:
+def claim(path: Path, settings: dict[str, Any]) -> None:
+    """Writes what a folder of traces was made with; UserError when it was made with something else."""
     settings = json.loads(json.dumps(plain(settings)))
     if path.exists():
         held = json.loads(path.read_text())
