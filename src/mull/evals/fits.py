@@ -32,6 +32,7 @@ from mull.evals.metrics import Estimate
 from mull.files import write_whole
 
 Law = Literal["log", "error", "accuracy", "coverage"]
+Predicted = Literal["log", "error", "accuracy", "coverage", "sigmoid"]  # the last is of `mull.evals.sigmoid`
 FORMULAS: dict[Law, str] = {
     "log": "accuracy = a + b · log₂(C/C₀)",
     "error": "1 − accuracy = a · (C/C₀)^−b",
@@ -210,7 +211,7 @@ class Prediction:
     strategy: str
     task: str
     unit: str  # of `up_to` and `compute`: flops, tokens or samples
-    law: Law
+    law: Predicted
     up_to: float
     compute: float
     value: float
@@ -305,7 +306,7 @@ def _plain(e: Estimate) -> Estimate:
 
 def _from_dict(row: dict[str, Any]) -> Prediction:
     row = {k: v for k, v in row.items() if k != "inside"}
-    if row["law"] not in get_args(Law):
+    if row["law"] not in get_args(Predicted):
         raise ValueError(f"no law {row['law']!r}")
     if (found := row["observed"]) is not None:
         mean = math.nan if found["mean"] is None else found["mean"]
