@@ -64,7 +64,7 @@ def test_the_nearest_is_exact_and_below_the_threshold_is_none():
     index.add("ten", changed(10))
     index.add("two", changed(2))
     found = index.nearest(changed(0))
-    assert found == ("two", jaccard(changed(0), changed(2))) and found[1] == 94 / 98
+    assert found == ("two", jaccard(changed(0), changed(2))) == ("two", 94 / 98)
     assert index.nearest(changed(60)) is None
     assert NearIndex(0.8).nearest(changed(0)) is None
 
