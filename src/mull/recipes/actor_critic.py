@@ -82,7 +82,7 @@ class ActorCriticConfig:
     value_lambda: float = 1.0  # of the critic's targets; 1: the return itself
     value_clip: float = 0.2  # how far a value may move on one step's chains; 0: no limit
     whiten: bool = True  # advantages to mean 0 and deviation 1 over the tokens of the step
-    critic_lr: float = 1e-3  # of the value model (ppo, prm) or the implicit reward model (prime)
+    critic_lr: float = 6e-4  # of the value model (ppo, prm) or the implicit reward model (prime: twice lr, as there)
     critic_epochs: int = 1  # passes of the critic over one step's chains
     critic_warmup: int = 5  # first steps, in which the critic alone learns
     scorer: Path | None = None  # prm: a folder that mull reward wrote
