@@ -242,6 +242,19 @@ def test_a_search_that_teaches_nothing_is_said(base: Path):
         dpo(config(base, "other", **given), mode="quiet")
 
 
+@pytest.mark.parametrize("method", ["sft", "dpo"])
+def test_what_does_not_fit_is_left_out_whole_and_counted(base: Path, method: str):
+    cfg = config(base, "run", method=method, paths=6, eval_problems=0)
+    dpo(cfg, mode="quiet")
+    sizes = sorted({-(-(size_of(x) - isinstance(x, Sample)) // 8) * 8 for x in lessons(cfg, traces_of(cfg))[0]})
+    assert len(sizes) > 1
+    dpo(replace(cfg, out=base.parent / "less", micro_tokens=sizes[-1] - 1), mode="quiet")
+    whole, less = (rows(base.parent / name)[0]["lessons"] for name in ("run", "less"))
+    assert whole["too_long"] == 0 < less["too_long"] < whole["steps"] + whole["chains"] + whole["paths"]
+    with pytest.raises(UserError, match=r"nothing to learn from .* too long"):
+        dpo(replace(cfg, out=base.parent / "none", micro_tokens=sizes[0] - 1), mode="quiet")
+
+
 def test_sizes_are_those_of_the_rows():
     [sample] = lessons(DPOConfig(method="sft"), [tree()])[0]
     assert size_of(sample) == 5

@@ -214,9 +214,11 @@ def prepared(
             cfg.trace_seed, progress.update,
         )  # fmt: skip
     ledger.charge("search", search.cost)
-    todo, counts = lessons(cfg, search.traces)
+    made, counts = lessons(cfg, search.traces)
+    todo = [lesson for lesson in made if fits(lesson, cfg.micro_tokens)]
     found = {
         **counts,
+        "too_long": len(made) - len(todo),  # left out whole
         "questions": len(questions),
         "search_accuracy": search.chosen.as_dict(),  # of the strategy's own choice, on the train split
         "leaf_accuracy": search.accuracy.as_dict(),
@@ -226,8 +228,8 @@ def prepared(
     }
     if not todo:
         raise UserError(
-            f"the traces of {len(questions)} questions hold nothing to learn from by method={cfg.method} ({counts}): "
-            "search questions that are sometimes right and sometimes wrong, or lower theta"
+            f"the traces of {len(questions)} questions hold nothing to learn from by method={cfg.method} ({counts}, "
+            f"{len(made)} too long): search questions that are sometimes right and sometimes wrong, or lower theta"
         )
     return todo, found
 
@@ -261,6 +263,11 @@ def lessons(cfg: DPOConfig, traces: Sequence[Trace]) -> tuple[list[Lesson], dict
 
 def size_of(lesson: Lesson) -> int:
     return pair_size(lesson) if isinstance(lesson, Pair) else len(lesson.tokens)
+
+
+def fits(lesson: Lesson, micro_tokens: int) -> bool:
+    """Whether it fits into a micro-batch, whose rows are padded to 8 (a sample's last token is no input)."""
+    return -(-(size_of(lesson) - isinstance(lesson, Sample)) // 8) * 8 <= micro_tokens
 
 
 def in_epochs(sizes: Sequence[int], epochs: int, step_tokens: int, seed: int) -> list[list[int]]:
