@@ -120,6 +120,10 @@ class SamplingParams:
     `seed` fixes the request's randomness whatever else is in the batch. `temperature` 0 is greedy (log-probabilities
     are then those at temperature 1). `forced` tokens are emitted first, scored, and marked so that nothing trains on
     them. A stop string ends the request at the token that completes it (the token is kept).
+
+    Where the tokens so far (the prefix's and forced ones included) end in all of a banned sequence but its last token,
+    that one has probability zero and the others share what is left: log-probabilities and `Completion.kept` say so.
+    A sequence of one token is banned everywhere. Samplers that cannot do this refuse it.
     """
 
     max_tokens: int
@@ -131,6 +135,7 @@ class SamplingParams:
     seed: int = 0
     forced: tuple[int, ...] = ()
     first: int = 0  # of n samples the i-th has the seed of number first + i: several calls can make what one would have
+    banned: tuple[tuple[int, ...], ...] = ()  # token sequences that no sampled token may complete
 
     def with_seed(self, seed: int) -> SamplingParams:
         return replace(self, seed=seed)
@@ -140,9 +145,9 @@ class SamplingParams:
 class Completion:
     """One continuation of a prefix, with everything that training needs to treat it honestly.
 
-    `logprobs` are under the distribution that was sampled from (after temperature and the kept set). Where top-p or
-    top-k cut the support, `kept[t]` holds the ids that survived at step t, so that a trainer can renormalise over
-    the same set; it is None when the support was full.
+    `logprobs` are under the distribution that was sampled from (after temperature and the kept set). Where top-p,
+    top-k or a ban cut the support, `kept[t]` holds the ids that survived at step t, so that a trainer can renormalise
+    over the same set (empty where all did); it is None when the support was full.
     """
 
     tokens: tuple[int, ...]  # the sampled end or stop token included

@@ -112,6 +112,13 @@ def test_top_k_where_the_server_knows_it_and_where_not(chat):
             ask(server, top_k=3)
 
 
+def test_no_server_is_asked_for_what_it_would_silently_not_ban(chat):
+    with FakeServer(chat, SAID) as server:
+        with pytest.raises(UserError, match="bans no token sequences"):
+            ask(server, banned=((1, 2),))
+        assert not [r for r in server.requests if "max_tokens" in r]
+
+
 def test_logprobs_of_text_are_taken_where_the_pieces_are_the_same(chat):
     with FakeServer(chat, SAID, OPENAI) as server:
         _, [one] = ask(server)

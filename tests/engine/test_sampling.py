@@ -4,15 +4,20 @@ import numpy as np
 import pytest
 import torch
 
-from mull.engine.sampling import draw, uniforms
+from mull.engine.sampling import banned_next, bans_of, draw, uniforms
 
 
-def sample(logits, uniform, temperature=1.0, top_p=1.0, top_k=0):
+def sample(logits, uniform, temperature=1.0, top_p=1.0, top_k=0, banned=()):
     """One row of logits, drawn once for every number in `uniform`."""
     n = len(uniform)
     rows = torch.as_tensor(logits, dtype=torch.float32).expand(n, -1)
     return draw(
-        rows, np.full(n, temperature, np.float32), np.full(n, top_p, np.float32), np.full(n, top_k), np.asarray(uniform)
+        rows,
+        np.full(n, temperature, np.float32),
+        np.full(n, top_p, np.float32),
+        np.full(n, top_k),
+        np.asarray(uniform),
+        {r: np.asarray(banned, np.int64) for r in range(n)} if len(banned) else None,
     )
 
 
@@ -41,6 +46,10 @@ QUANTILE = {0: 1e-9, 1: 10.83, 2: 13.82, 3: 16.27, 4: 18.47, 5: 20.52, 6: 22.46}
         ({"top_p": 1e-6}, [2]),
         ({"top_p": 0.9, "top_k": 4}, [2, 4, 5]),
         ({"top_p": 0.7, "temperature": 2.0}, [2, 4, 5, 0]),
+        ({"banned": [2, 6]}, [0, 1, 4, 5, 7]),
+        ({"banned": [2, 3], "temperature": 2.0}, [0, 1, 4, 5, 6, 7]),
+        ({"banned": [2], "top_k": 2}, [4, 5]),  # the ban comes first: two of the others are left
+        ({"banned": [2], "top_p": 0.5}, [4, 5]),
     ],
 )
 def test_frequencies_are_the_stated_probabilities(options, support):
@@ -53,7 +62,7 @@ def test_frequencies_are_the_stated_probabilities(options, support):
     truth = truth.double().softmax(-1).numpy()
     assert chi_square(drawn.tokens_R, truth) < QUANTILE[len(support) - 1]
     assert np.abs(drawn.logprobs_R - np.log(truth[drawn.tokens_R])).max() < 1e-5
-    cut = "top_p" in options or options.get("top_k", 0) > 0
+    cut = "top_p" in options or options.get("top_k", 0) > 0 or "banned" in options
     for kept in drawn.kept_R[:5]:
         assert (kept is None) == (not cut)
         if kept is not None:
@@ -127,3 +136,25 @@ def test_uniforms_depend_on_seed_and_step_alone_and_are_uniform():
 def test_no_warnings(recwarn):
     sample(torch.zeros(10), np.linspace(0, 0.99, 5), top_p=0.5)
     assert not recwarn.list
+
+
+# -------------------------------------------------------------------------------------------------- bans
+
+
+def test_a_ban_holds_for_greedy_rows_too_and_for_no_other_row():
+    logits = torch.tensor([[0.0, 3.0, 2.0], [0.0, 3.0, 2.0], [0.0, 3.0, 2.0]])
+    kept_all = logits.clone()
+    heat, full = np.array([0.0, 1.0, 0.0], np.float32), np.ones(3, np.float32)
+    drawn = draw(logits, heat, full, np.zeros(3, int), np.array([0.5, 0.5, 0.5]), {0: np.array([1])})
+    assert drawn.tokens_R.tolist()[0] == 2 and drawn.tokens_R.tolist()[2] == 1
+    assert drawn.logprobs_R[0] == pytest.approx(-np.log1p(np.exp(-2.0)), abs=1e-6), "of what the ban left"
+    assert drawn.logprobs_R[2] == pytest.approx(float(logits[2].log_softmax(-1)[1]), abs=1e-6)
+    assert drawn.kept_R[0] is not None and drawn.kept_R[0].tolist() == [0, 2] and drawn.kept_R[1:] == [None, None]
+    assert torch.equal(logits, kept_all), "the caller's logits are left alone"
+
+
+def test_what_is_banned_next_by_hand():
+    bans = bans_of([(5,), (1, 2), (1, 3), (4, 1, 6)])
+    for tokens, expected in (([], [5]), ([1], [2, 3, 5]), ([4, 1], [2, 3, 5, 6]), ([1, 4], [5]), ([1, 2], [5])):
+        assert banned_next(bans, np.array(tokens, np.int32)).tolist() == expected
+    assert not len(banned_next(bans_of([(1, 2)]), np.array([3], np.int32))) and bans_of([]) == {}

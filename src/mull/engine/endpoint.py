@@ -213,6 +213,8 @@ class EndpointSampler:
         self, form: Form, known: tuple[int, ...], params: SamplingParams, max_tokens: int, seed: int
     ) -> Completion:
         """One request in one form, and its completion."""
+        if params.banned:
+            raise _Unaskable(f"{self._http.url} bans no token sequences: sample from a model folder for that")
         if params.top_k and not form.extended:
             raise _Unaskable(f"{self._http.url} takes no top_k: sample without it")
         prompt = self._prompt(form, known)

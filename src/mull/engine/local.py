@@ -25,7 +25,7 @@ from mull.engine.lanes import Lanes, split
 from mull.engine.memory import Rows, make_pages, page_bytes
 from mull.engine.pages import PagePool
 from mull.engine.sampler import derive_seed
-from mull.engine.sampling import draw, uniforms
+from mull.engine.sampling import banned_next, bans_of, draw, uniforms
 from mull.engine.schedule import Call, Request, Schedule, pages_for
 from mull.engine.weights import WeightsWatch
 from mull.errors import StopReason, UserError
@@ -172,6 +172,12 @@ class LocalEngine:
             raise UserError(f"top_k={params.top_k} must be 0 (no limit) or more")
         if "" in params.stop:
             raise UserError("a stop string is empty: it would end everything at once")
+        if not all(params.banned):
+            raise UserError("a banned sequence is empty: give at least one token")
+        for sequence in params.banned:
+            self._check_ids("banned sequence", sequence)
+        if len({sequence[-1] for sequence in params.banned}) >= self.config.vocab_size:
+            raise UserError("the banned sequences leave no token to sample: ban fewer")
         asked = f"{len(prefix_tokens)} prompt tokens and max_tokens={params.max_tokens} need"
         self._check_room(min(room, len(prefix_tokens) + params.max_tokens) - 1, asked, "lower max_tokens")
         self._check_ids("forced text", params.forced)
@@ -211,9 +217,10 @@ class LocalEngine:
         limit = min(self.config.max_positions, len(prefix) + params.max_tokens)
         call = Call(prefix, asyncio.get_running_loop().create_future(), limit, [None] * n, n)
         known = np.r_[prefix, np.asarray(params.forced, np.int32)] if params.forced else prefix
-        requests: list[Request] = []
+        requests, bans = list[Request](), bans_of(params.banned)
         for i in range(n):
-            request = Request(call, i, params, derive_seed(params.seed, params.first + i), known, len(prefix))
+            seed = derive_seed(params.seed, params.first + i)
+            request = Request(call, i, params, seed, known, len(prefix), bans=bans)
             if params.stop:
                 request.decoder = self.chat.stream()
                 request.tail = "".join(map(request.decoder.push, params.forced))
@@ -338,11 +345,17 @@ class LocalEngine:
         s, at_R = self.schedule, position_R + 1
         top_p_R, top_k_R = s.top_p[slot_R], s.top_k[slot_R]
         uniform_R = uniforms(s.seed[slot_R], at_R - s.prefix[slot_R])
-        drawn = draw(logits_RV, s.temperature[slot_R], top_p_R, top_k_R, uniform_R)
+        restricted = np.flatnonzero(s.restricted[slot_R]).tolist()
+        banned: dict[int, np.ndarray] = {}
+        for r in restricted:
+            if bans := s.request(slot := int(slot_R[r])).bans:
+                banned[r] = banned_next(bans, s.tokens[slot, : at_R[r]])
+        banned = {r: ids for r, ids in banned.items() if len(ids)}
+        drawn = draw(logits_RV, s.temperature[slot_R], top_p_R, top_k_R, uniform_R, banned)
         s.tokens[slot_R, at_R] = drawn.tokens_R
         s.logprobs[slot_R, at_R] = drawn.logprobs_R
         s.length[slot_R] += 1
-        for r in np.flatnonzero((top_p_R < 1) | (top_k_R > 0)).tolist():
+        for r in restricted:
             s.request(int(slot_R[r])).kept.append(drawn.kept_R[r])
         stopped_R = self._end[drawn.tokens_R] | (s.stop_tokens[slot_R] == drawn.tokens_R[:, None]).any(-1)
         for r in np.flatnonzero(s.watched[slot_R]).tolist():

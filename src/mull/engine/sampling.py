@@ -6,6 +6,7 @@ whatever shares its batch. Tokens come from the inverse of the cumulative distri
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -22,11 +23,28 @@ def uniforms(seed_R: np.ndarray, step_R: np.ndarray) -> np.ndarray:
     return (x >> np.uint64(11)).astype(np.float64) * 2.0**-53
 
 
+Bans = dict[tuple[int, ...], np.ndarray]  # after these tokens, none of those
+
+
+def bans_of(sequences: Sequence[tuple[int, ...]]) -> Bans:
+    """Banned sequences by all their tokens but the last."""
+    last: dict[tuple[int, ...], set[int]] = {}
+    for sequence in sequences:
+        last.setdefault(sequence[:-1], set()).add(sequence[-1])
+    return {context: np.array(sorted(ids), np.int64) for context, ids in last.items()}
+
+
+def banned_next(bans: Bans, tokens: np.ndarray) -> np.ndarray:
+    """The ids that must not follow `tokens`."""
+    found = [ids for context, ids in bans.items() if not context or tuple(tokens[-len(context) :]) == context]
+    return np.unique(np.concatenate(found)) if found else np.zeros(0, np.int64)
+
+
 @dataclass
 class Drawn:
     tokens_R: np.ndarray  # int64
     logprobs_R: np.ndarray  # float32, under the distribution that was sampled (temperature 1 for greedy rows)
-    kept_R: list[np.ndarray | None]  # ids that survived top-p/top-k, None where the support was full
+    kept_R: list[np.ndarray | None]  # ids that survived bans, top-p and top-k; None where the support was full
 
 
 def draw(
@@ -35,8 +53,12 @@ def draw(
     top_p_R: np.ndarray,
     top_k_R: np.ndarray,
     uniform_R: np.ndarray,
+    banned: Mapping[int, np.ndarray] | None = None,
 ) -> Drawn:
     """Samples one token per row of float32 logits; temperature 0 is greedy. Logits of -inf are never drawn.
+
+    `banned`: by row, ids that it may not draw. They are gone before temperature, top-k and top-p look at the row, for
+    greedy rows as well.
 
     FloatingPointError when a row has no distribution (NaN, +inf, or -inf everywhere).
     """
@@ -46,6 +68,11 @@ def draw(
         divisor = torch.from_numpy(np.where(greedy_R, 1.0, temperature_R).astype(np.float32)).to(device)
         logits_RV = logits_RV / divisor[:, None]
     kept_R: list[np.ndarray | None] = [None] * len(temperature_R)
+    if banned:
+        logits_RV = logits_RV.clone()
+        for r, ids in banned.items():
+            logits_RV[r, torch.from_numpy(ids).to(device)] = -torch.inf
+            kept_R[r] = np.flatnonzero((logits_RV[r] > -torch.inf).cpu().numpy()).astype(np.int32)
     limited = np.flatnonzero(((top_p_R < 1) | (top_k_R > 0)) & ~greedy_R)
     if len(limited):
         index = torch.from_numpy(limited).to(device)

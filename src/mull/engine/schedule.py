@@ -16,6 +16,7 @@ import asyncio
 from bisect import insort
 from collections import deque
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -25,6 +26,9 @@ from mull.errors import StopReason
 from mull.models.config import ModelConfig
 from mull.models.flops import causal_context, forward_flops
 from mull.types import Completion, Cost, SamplingParams
+
+if TYPE_CHECKING:
+    from mull.engine.sampling import Bans
 
 
 def pages_for(tokens: int) -> int:
@@ -62,6 +66,7 @@ class Request:
     started: bool = False
     logprobs: np.ndarray | None = None  # of `tokens`, after a preemption
     kept: list[np.ndarray | None] = field(default_factory=list)
+    bans: Bans = field(default_factory=dict)  # of its params, shared by the call's requests
     decoder: StreamDecoder | None = None  # only where there are stop strings
     tail: str = ""  # the text that a stop string may have begun in
     pages: list[int] = field(default_factory=list)
@@ -110,6 +115,7 @@ class Schedule:
         self.top_k = np.zeros(s, np.int32)
         self.stop_tokens = np.full((s, 2), -1, np.int32)
         self.watched = np.zeros(s, bool)  # has stop strings
+        self.restricted = np.zeros(s, bool)  # the support of its draws may be cut: top-p, top-k, bans
         self.reads = np.zeros(s, bool)  # wants hidden states, no tokens
         self.wanted = np.zeros((s, t), bool)  # of those slots: at which positions
         self.copies: list[tuple[int, int]] = []  # (from page, to page), to be made before the next step
@@ -271,6 +277,7 @@ class Schedule:
         self.stop_tokens[slot] = -1
         self.stop_tokens[slot, : len(p.stop_tokens)] = p.stop_tokens
         self.watched[slot] = bool(p.stop)
+        self.restricted[slot] = p.top_p < 1 or p.top_k > 0 or bool(request.bans)
         self.reads[slot] = request.positions is not None
         if request.positions is not None:
             self.wanted[slot] = False

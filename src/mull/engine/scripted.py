@@ -128,6 +128,8 @@ class ScriptedSampler:
     def _refuse(self, call: Call) -> None:
         if not call.prefix:
             raise UserError("the prefix is empty: the model needs at least one token to continue")
+        if call.params.banned:
+            raise UserError("a script says what follows: it bans no token sequences")
         if call.params.max_tokens < max(1, len(call.params.forced)):
             raise UserError(f"max_tokens={call.params.max_tokens} leaves no room for a token: raise it")
         if self.context is not None and len(call.prefix) + len(call.params.forced) >= self.context:
