@@ -49,24 +49,22 @@ def test_bands_find_pairs_at_the_threshold():
         a, b = sets_of(0.82, 100, rng)
         index: NearIndex[int] = NearIndex(0.8)
         index.add(i, a)
-        missed += index.nearest(b) is None
+        missed += index.add(-1, b) is None
     assert missed <= 4
 
 
 def test_the_nearest_is_exact_and_below_the_threshold_is_none():
     rng = random.Random(2)
-    text = [str(rng.randrange(1000)) for _ in range(100)]
-
-    def changed(n: int) -> np.ndarray:
-        return shingles(" ".join([*text[: 100 - n], *("x" * (i + 1) for i in range(n))]))
-
+    text = [str(rng.randrange(10_000)) for _ in range(100)]
+    other = [*text[:89], *("x" * (i + 1) for i in range(11))]
     index: NearIndex[str] = NearIndex(0.8)
-    index.add("ten", changed(10))
-    index.add("two", changed(2))
-    found = index.nearest(changed(0))
-    assert found == ("two", jaccard(changed(0), changed(2))) == ("two", 94 / 98)
-    assert index.nearest(changed(60)) is None
-    assert NearIndex(0.8).nearest(changed(0)) is None
+    assert index.add("text", shingles(" ".join(text))) is None
+    assert index.add("other", shingles(" ".join(other))) is None  # 85 of 107 shingles: not near enough
+    assert index.add("far", shingles(" ".join([*text[:50], *map(str, range(50))]))) is None
+    between = shingles(" ".join([*text[:95], *other[95:]]))  # 91 of 101 with the text, 86 of 106 with the other
+    assert index.add("between", between) == ("text", 91 / 101)
+    assert index.add("again", between) == ("text", 91 / 101)  # what was near was not added
+    assert NearIndex(0.9).add("alone", between) is None
 
 
 def test_words_keep_what_changes_the_meaning():

@@ -122,8 +122,7 @@ def _choose(
         index: NearIndex[ChainRow] = NearIndex(near)
         apart = []
         for row in unequal:
-            if index.nearest(shingled[row]) is None:
-                index.add(row, shingled[row])
+            if index.add(row, shingled[row]) is None:
                 apart.append(row)
             else:
                 out.why[row.trace, row.leaf] = "near duplicate"

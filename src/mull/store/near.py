@@ -43,9 +43,8 @@ def jaccard(a: np.ndarray, b: np.ndarray) -> float:
 def signature(shingled: np.ndarray, permutations: int = PERMUTATIONS) -> np.ndarray:
     """The smallest hash under each of `permutations` orders, uint64. Order i is SplitMix64's finaliser (Steele et al.
     2014) of the shingle's hash xor the i-th number of a SplitMix64 stream: a bijection, so no two shingles tie."""
-    with np.errstate(over="ignore"):
-        seeds_N = _mixed(np.arange(1, permutations + 1, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15))
-        return np.array([_mixed(shingled ^ seed).min() for seed in seeds_N])
+    seeds_N = _mixed(np.arange(1, permutations + 1, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15))
+    return _mixed(shingled ^ seeds_N[:, None]).min(axis=1)
 
 
 def _mixed(x: np.ndarray) -> np.ndarray:
@@ -69,17 +68,20 @@ class NearIndex(Generic[Key]):
         self._shingled: dict[Key, np.ndarray] = {}
         self._bands: dict[tuple[int, bytes], list[Key]] = {}
 
-    def nearest(self, shingled: np.ndarray) -> tuple[Key, float] | None:
-        """The most similar text of the index with its similarity; None where none reaches the threshold."""
-        found = {key: None for band in self._cut(shingled) for key in self._bands.get(band, ())}
-        similar = [(jaccard(shingled, self._shingled[key]), key) for key in found]
-        best = max(similar, key=lambda s: s[0], default=(0.0, None))
-        return (best[1], best[0]) if best[1] is not None and best[0] >= self.threshold else None
+    def add(self, key: Key, shingled: np.ndarray) -> tuple[Key, float] | None:
+        """Adds a text unless one of the index is near: then that one, the most similar, comes back with its similarity.
 
-    def add(self, key: Key, shingled: np.ndarray) -> None:
+        So of a chain of texts, each near the one before it, the second is left out and the third may be kept.
+        """
+        bands = self._cut(shingled)
+        found = {other: None for band in bands for other in self._bands.get(band, ())}
+        similar = [(jaccard(shingled, self._shingled[other]), other) for other in found]
+        if similar and (best := max(similar, key=lambda s: s[0]))[0] >= self.threshold:
+            return best[1], best[0]
         self._shingled[key] = shingled
-        for band in self._cut(shingled):
+        for band in bands:
             self._bands.setdefault(band, []).append(key)
+        return None
 
     def _cut(self, shingled: np.ndarray) -> list[tuple[int, bytes]]:
         signed = signature(shingled, self.permutations)
