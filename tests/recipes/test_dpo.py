@@ -14,8 +14,9 @@ import torch
 
 from mull.errors import UserError
 from mull.learn.pairs import Pair
+from mull.learn.samples import supervised
 from mull.models import hf
-from mull.recipes.dpo import DPOConfig, dpo, in_epochs, lessons, size_of
+from mull.recipes.dpo import DPOConfig, dpo, fits, in_epochs, lessons, size_of
 from mull.recipes.search_data import row_of, trace_of
 from mull.types import Sample, Trace
 from tests.learn.test_dpo import graded, span, tree
@@ -242,9 +243,8 @@ def test_a_search_that_teaches_nothing_is_said(base: Path):
         dpo(config(base, "other", **given), mode="quiet")
 
 
-@pytest.mark.parametrize("method", ["sft", "dpo"])
-def test_what_does_not_fit_is_left_out_whole_and_counted(base: Path, method: str):
-    cfg = config(base, "run", method=method, paths=6, eval_problems=0)
+def test_what_does_not_fit_is_left_out_whole_and_counted(base: Path):
+    cfg = config(base, "run", eval_problems=0)
     dpo(cfg, mode="quiet")
     sizes = sorted({-(-(size_of(x) - isinstance(x, Sample)) // 8) * 8 for x in lessons(cfg, traces_of(cfg))[0]})
     assert len(sizes) > 1
@@ -256,6 +256,9 @@ def test_what_does_not_fit_is_left_out_whole_and_counted(base: Path, method: str
 
 
 def test_sizes_are_those_of_the_rows():
+    nine, ten = (supervised([1], [2] * (n - 1)) for n in (9, 10))
+    assert fits(nine, 8) and not fits(ten, 8) and fits(ten, 16)
+    assert [fits(x, 8) for x in lessons(DPOConfig(pairs="steps"), [tree()])[0]] == [True] * 3
     [sample] = lessons(DPOConfig(method="sft"), [tree()])[0]
     assert size_of(sample) == 5
     assert [size_of(x) for x in lessons(DPOConfig(pairs="steps"), [tree()])[0]] == [2, 5, 5]
