@@ -17,7 +17,13 @@ from mull.evals.page import asset, fill, finite, table, text, write_page
 from mull.evals.report_data import Interval, duration, listing, percent, power
 
 UNITS = {"flops": "FLOPs", "tokens": "tokens", "samples": "samples"}
-LAWS = {"log": "log-linear", "error": "power law of the error", "accuracy": "power law", "coverage": "coverage"}
+LAWS = {
+    "log": "log-linear",
+    "error": "power law of the error",
+    "accuracy": "power law",
+    "coverage": "coverage",
+    "sigmoid": "sigmoid",
+}
 
 
 def write_compare(data: CompareData, path: str | os.PathLike[str]) -> Path:
@@ -38,17 +44,17 @@ def render_compare(data: CompareData) -> str:
         "title": text(data["title"]),
         "headline": text(headline),
         "lead": f'<p class="lead">{text(" ".join(rest))}</p>' if rest else "",
-        "about": _facts(_about(data)),
+        "about": facts(_about(data)),
         "command": text(data["command"]),
         "latency_table": _latency(data),
         "wrong_table": _wrong(data),
-        "prediction_table": _predictions(data["predictions"]),
+        "prediction_table": prediction_table(data["predictions"]),
         "point_count": f"{len(points):,}",
         "points_table": _points(points),
         "fit_count": f"{len(data['fits']):,}",
         "fits_table": _fits(data["fits"]),
         "exit_summary": _exit(data),
-        "facts": _facts(_run(data)),
+        "facts": facts(_run(data)),
     }
     return fill("compare.html", ["page.js", "compare.js", "tree.js", "panels.js"], data, slots)
 
@@ -56,8 +62,8 @@ def render_compare(data: CompareData) -> str:
 # ------------------------------------------------------------------------------------------------- facts
 
 
-def _facts(facts: Iterable[tuple[str, object]]) -> str:
-    return "".join(f"<div><dt>{text(name)}</dt><dd>{text(value)}</dd></div>" for name, value in facts)
+def facts(pairs: Iterable[tuple[str, object]]) -> str:
+    return "".join(f"<div><dt>{text(name)}</dt><dd>{text(value)}</dd></div>" for name, value in pairs)
 
 
 def _about(data: CompareData) -> list[tuple[str, object]]:
@@ -104,7 +110,7 @@ def _compute(value: float | None) -> str:
     return "–" if value is None else power(value)
 
 
-def _share(i: Interval | None) -> str:
+def share_cell(i: Interval | None) -> str:
     """An accuracy over its interval."""
     if i is None or i["mean"] is None:
         return "–"
@@ -130,7 +136,7 @@ def _latency(data: CompareData) -> str:
             if s["mean"] is not None:
                 seconds += f"<small>{_seconds(s['low'])} to {_seconds(s['high'])}</small>"
             cells = (seconds, _seconds(row["p95"]), _compute(row["flops"]), _compute(row["tokens"]))
-            rows.append((text(row["strategy"]), text(row["budget"]), *cells, _share(row["accuracy"])))
+            rows.append((text(row["strategy"]), text(row["budget"]), *cells, share_cell(row["accuracy"])))
     head = ("strategy", "budget", "seconds per question", "95th percentile", "FLOPs", "tokens", "accuracy")
     return table(head, rows, "Seconds per question at comparable compute")
 
@@ -144,20 +150,20 @@ def _wrong(data: CompareData) -> str:
     body = []
     for selector in dict.fromkeys(r["selector"] for r in rows):
         found = [shares.get((selector, task)) for task in tasks]
-        cells = [_share(i).replace("</small>", f", n={i['n']:,}</small>") if i else "–" for i in found]
+        cells = [share_cell(i).replace("</small>", f", n={i['n']:,}</small>") if i else "–" for i in found]
         body.append((text(selector), *cells))
     return table(
         ("chosen by", *(text(_task(t)) for t in tasks)), body, "Right answers whose thought holds a false line"
     )
 
 
-def _predictions(rows: Sequence[PredictionRow]) -> str:
+def prediction_table(rows: Sequence[PredictionRow]) -> str:
     if not rows:
         return _note("No prediction was published for this run.")
     body = []
     for p in rows:
         unit = UNITS.get(p["unit"], p["unit"])
-        predicted = _share(Interval(mean=p["value"], low=p["low"], high=p["high"], n=0))
+        predicted = share_cell(Interval(mean=p["value"], low=p["low"], high=p["high"], n=0))
         told = {True: '<span class="right">inside</span>', False: '<span class="wrong">outside</span>', None: "–"}
         body.append(
             (
@@ -166,7 +172,7 @@ def _predictions(rows: Sequence[PredictionRow]) -> str:
                 f"{_compute(p['compute'])}<small>{text(unit)}</small>",
                 predicted,
                 f"{text(p['made'][:16].replace('T', ' '))}<small>{text(p['commit'])}</small>",
-                _share(p["observed"]) if p["observed"] else "not yet run",
+                share_cell(p["observed"]) if p["observed"] else "not yet run",
                 told[p["inside"]],
             )
         )
