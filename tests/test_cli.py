@@ -54,7 +54,7 @@ def refused(capsys: pytest.CaptureFixture[str], *args: str) -> str:
         (["evla"], "did you mean 'eval'?"),
         (["rl", "--stepz", "3"], "no such option: --stepz; did you mean --steps?; see mull rl --help"),
         (["rl", "--group_size", "3"], "did you mean -o group_size=…?"),
-        (["rl", "--algoritm", "grpo"], "did you mean -o algorithm=…?"),
+        (["rl", "--algoritm", "grpo"], "did you mean --algorithm?"),
         (["think", "--sampels", "3", "hi"], "did you mean --samples?"),
         (["rl", "--steps", "many"], "--steps"),
         (["rl", "--steps", "0"], "--steps"),
@@ -218,14 +218,14 @@ def test_version_and_no_command(capsys: pytest.CaptureFixture[str]):
     assert "Commands:" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("command", cli.RECIPES)
+@pytest.mark.parametrize("command", cli.COMMANDS)
 def test_help_of_a_recipe_lists_every_key_with_default_and_meaning(command: str, capsys: pytest.CaptureFixture[str]):
     from mull.config import describe
 
     assert main([command, "--help"]) == 0
     out = capsys.readouterr().out
     keys = out.partition("Config keys")[2]
-    for option in describe(cli.recipe(command)[0]):
+    for option in describe(cli.COMMANDS[command].where.load()[0]):
         assert re.search(rf"^  {option.key}\s", keys, re.MULTILINE), option.key
     if command == "rl":
         assert "weight of the KL to the starting model; a number; default 0.0" in " ".join(keys.split())

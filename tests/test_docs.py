@@ -216,6 +216,7 @@ def parse(line: str) -> None:
     import typer
 
     from mull import cli
+    from mull.cli.training import meant
     from mull.config import load
 
     words = shlex.split(line, comments=True)[1:]
@@ -228,8 +229,12 @@ def parse(line: str) -> None:
     if not arguments or arguments == ["--help"]:
         return  # the command's name alone
     ctx = command.make_context(words[0], list(arguments))
-    if words[0] in cli.RECIPES:
-        load(cli.recipe(words[0])[0], None, ctx.params["override"] or [])
+    if row := cli.COMMANDS.get(words[0]):
+        overrides = [
+            *(ctx.params["override"] or []),
+            *([f"algorithm={a}"] if (a := ctx.params.get("algorithm")) else []),
+        ]
+        load(meant(row, None, overrides).load()[0], None, overrides)
 
 
 @pytest.mark.parametrize("line", sorted({line for document in DOCUMENTS for line in commands(document)}))

@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import json
 import platform
+import shlex
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -123,6 +124,11 @@ def demo(cfg: DemoConfig, command: str = "mull demo", resume: bool = False, mode
         write_whole(out / "report_data.json", json.dumps(data).encode())
         write_whole(out / "summary.json", (json.dumps(summary(data, cfg), indent=1) + "\n").encode())
         return write_report(cast(report_data.ReportData, data), out / "report.html")
+
+
+def show(report: Path) -> None:
+    """What to do with the result, on the terminal."""
+    print(f"talk to the model: mull think --model {shlex.quote(str(report.parent / 'model'))} QUESTION")
 
 
 class Stages:

@@ -1,4 +1,4 @@
-"""The command line: `mull demo | pretrain | sft | rl | eval | think | report | bench`.
+"""The command line. The commands that train are rows of `training.COMMANDS`; those that use a model are here.
 
 Every command imports what it needs inside its own function, so that `mull --help` answers at once. What a person did
 wrong is one sentence and exit code 2; a bug keeps its traceback.
@@ -7,22 +7,18 @@ wrong is one sentence and exit code 2; a bug keeps its traceback.
 from __future__ import annotations
 
 import difflib
-import json
 import os
 import shlex
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
-from typer.core import TyperCommand
 
 from mull import __version__
+from mull.cli.training import COMMANDS, Override, Quiet, RecipeCommand, add_to, config_rows
 from mull.errors import UserError, nearest
-
-if TYPE_CHECKING:
-    from mull.progress import Mode
 
 app = typer.Typer(
     name="mull",
@@ -33,69 +29,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
-RECIPES = ("demo", "pretrain", "sft", "rl", "compare", "calibrate")
-
-
-def recipe(name: str) -> tuple[type, Callable[..., Path]]:
-    """A recipe's config class and its function `(cfg, command, resume, mode) -> Path`."""
-    if name == "pretrain":
-        from mull.recipes.pretrain import PretrainConfig, pretrain
-
-        return PretrainConfig, pretrain
-    if name == "sft":
-        from mull.recipes.sft import SFTConfig, sft
-
-        return SFTConfig, sft
-    if name == "rl":
-        from mull.recipes.rl import RLConfig, rl
-
-        return RLConfig, rl
-    if name == "reward":
-        from mull.recipes.reward import RewardConfig, reward
-
-        return RewardConfig, reward
-    if name == "compare":
-        from mull.recipes.compare import CompareConfig, compare
-
-        return CompareConfig, compare
-    if name == "calibrate":
-        from mull.recipes.calibrate import CalibrateConfig, calibrate
-
-        return CalibrateConfig, calibrate
-    from mull.recipes.demo import DemoConfig, demo
-
-    return DemoConfig, demo
-
-
-class RecipeCommand(TyperCommand):
-    """A command whose help ends with the keys of its config."""
-
-    def format_epilog(self, ctx: Any, formatter: Any) -> None:
-        from mull.config import describe
-
-        rows = []
-        for option in describe(recipe(str(self.name))[0]):
-            default = f"default {option.default}" if option.default else "must be given"
-            help = f"{option.help}; " if option.help else ""
-            rows.append((option.key, f"{help}{option.type}; {default}"))
-        with formatter.section("Config keys, for FILE.toml and -o key=value"):
-            formatter.write_dl(rows)
-
-
-Config = Annotated[Path | None, typer.Option("--config", metavar="FILE.toml", help="Read settings from a TOML file.")]
-Override = Annotated[
-    list[str] | None, typer.Option("-o", "--override", metavar="key=value", help="Set one key; may be repeated.")
-]
-Out = Annotated[Path | None, typer.Option("--out", metavar="DIR", help="The run folder.")]
-Resume = Annotated[bool, typer.Option("--resume", help="Go on with the run in the run folder, with its own settings.")]
-Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print problems and the result only.")]
-Model = Annotated[str | None, typer.Option("--model", metavar="DIR", help="A Hugging Face folder, or nano.")]
-TaskNames = Annotated[
-    list[str] | None,
-    typer.Option("--task", metavar="NAME", help="A puzzle, gym:NAME, file.jsonl or file.py:Class; may be repeated."),
-]
-Steps = Annotated[int | None, typer.Option("--steps", min=1, help="Optimiser steps.")]
-Seed = Annotated[int | None, typer.Option("--seed", help="The seed of everything random.")]
+add_to(app)
 
 
 @app.callback(invoke_without_command=True)
@@ -103,137 +37,6 @@ def top(ctx: typer.Context, version: Annotated[bool, typer.Option("--version", h
     if version:
         print(f"mull {__version__}")
         raise typer.Exit()
-
-
-# ---------------------------------------------------------------------------------------------- training
-
-
-@app.command("demo", cls=RecipeCommand)
-def demo_command(
-    ctx: typer.Context,
-    config: Config = None,
-    override: Override = None,
-    out: Out = None,
-    resume: Resume = False,
-    quiet: Quiet = False,
-    model: Model = None,
-    task: TaskNames = None,
-    steps: Steps = None,
-    seed: Seed = None,
-) -> None:
-    """From the base model to both curves in ten minutes."""
-    flags = {"out": out, "model": model, "tasks": task, "steps": steps, "seed": seed}
-    report = train("demo", ctx.obj, config, override, flags, resume, quiet)
-    model_folder = shlex.quote(str(report.parent / "model"))
-    print(f"report: {report}\ntalk to the model: mull think --model {model_folder} QUESTION")
-
-
-@app.command("pretrain", cls=RecipeCommand)
-def pretrain_command(
-    ctx: typer.Context,
-    config: Config = None,
-    override: Override = None,
-    out: Out = None,
-    resume: Resume = False,
-    quiet: Quiet = False,
-    task: TaskNames = None,
-    steps: Steps = None,
-    seed: Seed = None,
-) -> None:
-    """Train a small model from scratch."""
-    flags = {"out": out, "tasks": task, "steps": steps, "seed": seed}
-    print(f"model: {train('pretrain', ctx.obj, config, override, flags, resume, quiet)}")
-
-
-@app.command("sft", cls=RecipeCommand)
-def sft_command(
-    ctx: typer.Context,
-    config: Config = None,
-    override: Override = None,
-    out: Out = None,
-    resume: Resume = False,
-    quiet: Quiet = False,
-    model: Model = None,
-    task: TaskNames = None,
-    data: Annotated[Path | None, typer.Option("--data", metavar="FILE.jsonl", help="Worked solutions.")] = None,
-    steps: Steps = None,
-    seed: Seed = None,
-) -> None:
-    """Fine-tune on worked solutions."""
-    flags = {"out": out, "model": model, "tasks": task, "data": data, "steps": steps, "seed": seed}
-    print(f"model: {train('sft', ctx.obj, config, override, flags, resume, quiet)}")
-
-
-@app.command("rl", cls=RecipeCommand)
-def rl_command(
-    ctx: typer.Context,
-    config: Config = None,
-    override: Override = None,
-    out: Out = None,
-    resume: Resume = False,
-    quiet: Quiet = False,
-    model: Model = None,
-    task: TaskNames = None,
-    steps: Steps = None,
-    seed: Seed = None,
-) -> None:
-    """Reinforcement learning on chains of thought."""
-    flags = {"out": out, "model": model, "tasks": task, "steps": steps, "seed": seed}
-    print(f"model: {train('rl', ctx.obj, config, override, flags, resume, quiet)}")
-
-
-@app.command("reward", cls=RecipeCommand)
-def reward_command(
-    ctx: typer.Context,
-    config: Config = None,
-    override: Override = None,
-    out: Out = None,
-    resume: Resume = False,
-    quiet: Quiet = False,
-    kind: Annotated[
-        str | None,
-        typer.Option("--kind", metavar="orm|prm|prm-rollouts|omega|pairwise|critic", help="What the scorer learns."),
-    ] = None,
-    model: Model = None,
-    task: TaskNames = None,
-    traces: Annotated[Path | None, typer.Option("--traces", metavar="DIR", help="Learn from the traces there.")] = None,
-    seed: Seed = None,
-) -> None:
-    """Train a scorer from a model's own traces."""
-    flags = {"out": out, "kind": kind, "model": model, "tasks": task, "traces": traces, "seed": seed}
-    print(f"scorer: {train('reward', ctx.obj, config, override, flags, resume, quiet)}")
-
-
-def train(
-    name: str,
-    command: str,
-    config: Path | None,
-    override: Sequence[str] | None,
-    flags: dict[str, Any],
-    resume: bool,
-    quiet: bool,
-) -> Path:
-    """Resolves the config (file, then overrides and flags; a resumed run starts from its own) and runs the recipe."""
-    from mull.config import load
-
-    cls, run = recipe(name)
-    overrides = list(override or ())
-    given = {text.partition("=")[0].strip() for text in overrides}
-    for key, value in flags.items():
-        if value is None:
-            continue
-        if key in given:
-            raise UserError(f"the key {key!r} is given twice, by -o and by its own flag: leave one of them out")
-        plain = value if isinstance(value, int | list) else str(value)
-        overrides.append(f"{key}={json.dumps(plain, ensure_ascii=False)}")
-    cfg: Any = load(cls, config, overrides)
-    held = cfg.out / "config.toml"
-    if resume and held.is_file():
-        cfg = load(cls, config or held, overrides)
-    elif resume:
-        print(f"there is no run in {cfg.out} to resume: starting one", file=sys.stderr)
-    mode: Mode = "quiet" if quiet else "auto"
-    return run(cfg, command=command, resume=resume, mode=mode)
 
 
 # ------------------------------------------------------------------------------------------ using a model
@@ -394,57 +197,6 @@ def eval_command(
         measure.write_json(result, ctx.obj, json_file)
 
 
-@app.command("compare", cls=RecipeCommand)
-def compare_command(
-    ctx: typer.Context,
-    config: Config = None,
-    override: Override = None,
-    out: Out = None,
-    resume: Resume = False,
-    quiet: Quiet = False,
-    model: Model = None,
-    task: TaskNames = None,
-    strategy: Annotated[
-        list[str] | None, typer.Option("--strategy", metavar="NAME", help="May be repeated; vote must be among them.")
-    ] = None,
-    scorer: Annotated[str | None, typer.Option("--scorer", metavar="DIR|logprob|certainty")] = None,
-    calibration: Annotated[
-        str | None, typer.Option("--calibration", metavar="FILE", help="For the strategy auto.")
-    ] = None,
-    seed: Seed = None,
-) -> None:
-    """Run strategies at several budgets and draw them on one page."""
-    flags = {"out": out, "model": model, "tasks": task, "strategies": strategy, "scorer": scorer}
-    flags |= {"calibration": calibration, "seed": seed}
-    path = train("compare", ctx.obj, config, override, flags, resume, quiet)
-    from mull.recipes.compare import show
-
-    show(path)
-    print(f"page: {path}")
-
-
-@app.command("calibrate", cls=RecipeCommand)
-def calibrate_command(
-    ctx: typer.Context,
-    config: Config = None,
-    override: Override = None,
-    out: Out = None,
-    resume: Resume = False,
-    quiet: Quiet = False,
-    model: Model = None,
-    task: TaskNames = None,
-    scorer: Annotated[str | None, typer.Option("--scorer", metavar="DIR|logprob|certainty")] = None,
-    seed: Seed = None,
-) -> None:
-    """Learn what to spend on a question of which difficulty, for the strategy auto."""
-    from mull.recipes.calibrate import show
-
-    flags = {"out": out, "model": model, "tasks": task, "scorer": scorer, "seed": seed}
-    path = train("calibrate", ctx.obj, config, override, flags, resume, quiet)
-    show(path)
-    print(f"calibration: {path}")
-
-
 @app.command("report")
 def report_command(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="The folder of an rl run or of a demo.")],
@@ -532,10 +284,8 @@ def usage_mistake(error: Any) -> str:
     if option := getattr(error, "option_name", None) if "o such option" in sentence else None:
         flags = {name: name for p in getattr(known, "params", ()) for name in p.opts}
         if isinstance(known, RecipeCommand):
-            from mull.config import describe
-
-            for o in describe(recipe(str(known.name))[0]):
-                flags.setdefault(f"--{o.key}", f"-o {o.key}=…")
+            for key, _ in config_rows(COMMANDS[str(known.name)].where):
+                flags.setdefault(f"--{key}", f"-o {key}=…")
         [near] = difflib.get_close_matches(option.replace("_", "-"), flags, n=1, cutoff=0.5) or [""]
         sentence = f"no such option: {option}" + (f"; did you mean {flags[near]}?" if near else "")
     elif "o such command" in sentence:
@@ -553,7 +303,7 @@ def was_interrupted(error: BaseException | None) -> bool:
 
 def interrupted(arguments: Sequence[str]) -> str:
     """What to type to go on."""
-    if not arguments or arguments[0] not in RECIPES:
+    if not arguments or arguments[0] not in COMMANDS:
         return "interrupted"
     again = [*arguments, *([] if "--resume" in arguments else ["--resume"])]
     return f"interrupted; go on with: {shlex.join(['mull', *again])}"
