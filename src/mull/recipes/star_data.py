@@ -118,7 +118,8 @@ def _counts(asked: Sequence[Asked]) -> dict[str, int]:
 def measured(found: Evaluation, chat: Chat) -> dict[str, Any]:
     """Accuracy by task and level with intervals; `mean` weighs these equally, as a uniform draw of lengths does.
 
-    `lines` and `false` count right answers whose thought was judged and those of them that hold a false line.
+    `lines` and `false` count right answers whose thought was judged and those of them that hold a false line. `marks`
+    has a letter for each problem: 1 right, 0 wrong, ? not judged.
     """
     cells: dict[str, list[int]] = {}
     for i, h in enumerate(found.held):
@@ -127,7 +128,8 @@ def measured(found: Evaluation, chat: Chat) -> dict[str, Any]:
     for name, places in cells.items():
         estimate = pass_at_1([found.marks[i] for i in places]).as_dict()
         right = [t for i in places for t in _right_thoughts(found, i, chat)]
-        out[name] = {**estimate, "lines": len(right), "false": sum(False in judged for judged in right)}
+        marks = "".join({True: "1", False: "0", None: "?"}[found.marks[i][0]] for i in places)
+        out[name] = {**estimate, "marks": marks, "lines": len(right), "false": sum(False in judged for judged in right)}
     means = [cell["mean"] for cell in out.values() if cell["mean"] is not None]
     return {"mean": sum(means) / len(means) if means else 0.0, "all": found.accuracy.as_dict(), "cells": out}
 
