@@ -59,7 +59,7 @@
     const [from, to] = x.domain();
     const lines = found.lines.map((l) => ({ law: l.law, points: l.points.filter((p) => p.compute >= from && p.compute <= to && p.value !== null) }));
     const law = lines.find((l) => l.law === "sigmoid");
-    const ys = [...points.map((p) => p.accuracy), ...(law?.points ?? []).flatMap((p) => [p.low, p.high]), ...predictions.flatMap((p) => [p.low, p.high])];
+    const ys = [...points.map((p) => p.accuracy), ...(law?.points ?? []).flatMap((p) => [p.low, p.high]), ...predictions.flatMap((p) => [p.low, p.high, p.observed?.mean ?? p.value])];
     if (found.start.mean !== null) ys.push(found.start.mean);
     const y = d3.scaleLinear([Math.max(0, Math.floor(d3.min(ys) * 10) / 10), Math.min(1, Math.ceil(d3.max(ys) * 10 + 0.2) / 10)], [height - m.bottom, m.top]).clamp(true);
 
@@ -77,7 +77,7 @@
 
     if (found.start.mean !== null) {
       svg.append("line").attr("class", "start").attr("x1", m.left).attr("x2", width - m.right).attr("y1", y(found.start.mean)).attr("y2", y(found.start.mean)).attr("stroke", "var(--base)").attr("stroke-width", 1.4).attr("stroke-dasharray", "2 3");
-      svg.append("text").attr("class", "axis-title halo").attr("x", m.left + 6).attr("y", y(found.start.mean) - 7).text(`before training ${percent(found.start.mean)}`);
+      svg.append("text").attr("class", "axis-title halo").attr("x", width - m.right - 6).attr("y", y(found.start.mean) + 17).attr("text-anchor", "end").text(`before training ${percent(found.start.mean)}`);
     }
     if (law?.points.length)
       svg.append("path").attr("class", "band").attr("d", d3.area((p) => x(p.compute), (p) => y(p.low), (p) => y(p.high))(law.points)).attr("fill", "var(--trained)").attr("opacity", 0.14);
