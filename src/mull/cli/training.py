@@ -74,6 +74,16 @@ COMMANDS: dict[str, Command] = {
         ("algorithm", "model", "task", "steps", "seed"),
         also={name: ACTOR_CRITIC for name in ("ppo", "prm", "vineppo", "prime")},
     ),
+    "dpo": Command(
+        "Learn what a search found: by imitation, by preferences, or both.",
+        Where("dpo", "DPOConfig", "dpo"),
+        ("method", "model", "task", "strategy_of", "scorer", "traces", "seed"),
+    ),
+    "distill": Command(
+        "Teach a small model what a large one does.",
+        Where("distill", "DistillConfig", "distill"),
+        ("method", "teacher", "student", "task", "keep", "traces", "steps", "seed"),
+    ),
     "reward": Command(
         "Train a scorer from a model's own traces.",
         Where("reward", "RewardConfig", "reward"),
@@ -120,6 +130,25 @@ FLAGS: dict[str, tuple[str, Any]] = {
             typer.Option(
                 "--kind", metavar="orm|prm|prm-rollouts|omega|pairwise|critic", help="What the scorer learns."
             ),
+        ],
+    ),
+    "method": ("method", Annotated[TEXT, typer.Option("--method", metavar="NAME", help="See the config key.")]),
+    "keep": (
+        "keep",
+        Annotated[TEXT, typer.Option("--keep", metavar="shortest|right|all", help="Which of the teacher's chains.")],
+    ),
+    "teacher": (
+        "teacher",
+        Annotated[TEXT, typer.Option("--teacher", metavar="DIR", help="A Hugging Face folder, or nano.")],
+    ),
+    "student": (
+        "student",
+        Annotated[TEXT, typer.Option("--student", metavar="DIR", help="A folder to start from; default: a fresh one.")],
+    ),
+    "strategy_of": (
+        "strategy",
+        Annotated[
+            TEXT, typer.Option("--strategy", metavar="NAME[:key=value,…]", help="What searches: mull strategies.")
         ],
     ),
     "model": ("model", Annotated[TEXT, typer.Option("--model", metavar="DIR", help="A Hugging Face folder, or nano.")]),
