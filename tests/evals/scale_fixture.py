@@ -55,7 +55,8 @@ def _example() -> ScaleData:
         )
         for times in (1.5, 2.0):
             e = sigmoid.predict(bent, times * up_to, measured=True)
-            found = {"mean": e.mean + (0.01 if times < 2 else 0.3), "low": 0.4, "high": 0.9, "n": 100}
+            value = e.mean + (0.01 if times < 2 else 0.2)
+            found = {"mean": value, "low": value - 0.05, "high": value + 0.05, "n": 100}
             predictions.append(
                 {
                     "strategy": "mull",

@@ -1,14 +1,17 @@
 """The page of a scaling law: as text, and (where there is a Chromium) what a browser makes of it."""
 
 import copy
+import importlib.util
 import json
 import math
 import re
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from mull.errors import UserError
+from mull.evals import evidence
 from mull.evals.scale_page import render_scale, write_scale
 from tests.evals import chromium
 from tests.evals.scale_fixture import FIRST, SECOND, example_data
@@ -91,6 +94,24 @@ def test_numbers_that_are_none_or_nan():
     data["fits"][0]["params"][0]["value"] = math.inf
     data["predictions"][0]["observed"]["mean"] = math.nan
     assert not re.search(r"\b(nan|inf|None)\b", " ".join(Page(render_scale(data)).texts))
+
+
+def test_its_figures_are_evidence():
+    """What runs/scale_evidence.py makes of the same data."""
+    script = Path(__file__).parents[2] / "runs" / "scale_evidence.py"
+    spec = importlib.util.spec_from_file_location("scale_evidence", script)
+    assert spec and spec.loader
+    made: Any = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(made)
+    data = example_data()
+    rows = {
+        f.__name__: [made.row(data, **r) for r in f(data)] for f in (made.predictions, made.parameters, made.errors)
+    }
+    for name, found in rows.items():
+        assert len({evidence.validate(r, name)["claim"] for r in found}) == len(found) > 5
+    claims = [r["claim"] for r in rows["predictions"]]
+    assert claims[:2] == [f"all problems / 1.5 times the fitted compute / {w}" for w in ("predicted", "found, inside")]
+    assert any("A, bounded" in r["claim"] for r in rows["parameters"])
 
 
 # --------------------------------------------------------------------------------------------- in a browser
