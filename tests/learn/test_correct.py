@@ -208,8 +208,8 @@ def test_the_kl_acts_on_the_tokens_of_its_turn(folder: Path, chat: Chat):
         kl_BT = turns.turn_kl(batch, new_BT, weights)
         for row, i in enumerate(order):
             for t, turn in enumerate(turns.turns_of(samples[i].mask)[1:]):
-                log_q = float(batch.ref_logprobs_BT[row, t] - new_BT[row, t])
-                ratio = math.exp(float(new_BT[row, t] - batch.logprobs_BT[row, t]))
+                log_q = float((batch.ref_logprobs_BT[row, t] - new_BT[row, t]).detach())
+                ratio = math.exp(float((new_BT[row, t] - batch.logprobs_BT[row, t]).detach()))
                 by_hand = (0.0, *weights)[turn] * ratio * (math.exp(log_q) - 1 - log_q)
                 assert float(kl_BT[row, t].detach()) == pytest.approx(by_hand, abs=1e-5)
         [gradient_BT] = torch.autograd.grad(kl_BT.sum(), new_BT)
