@@ -222,7 +222,7 @@ def test_version_and_no_command(capsys: pytest.CaptureFixture[str]):
 def test_help_of_a_recipe_lists_every_key_with_default_and_meaning(command: str, capsys: pytest.CaptureFixture[str]):
     from mull.config import describe
 
-    assert main([command, "--help"]) == 0
+    assert main([*command.split(), "--help"]) == 0
     out = capsys.readouterr().out
     keys = out.partition("Config keys")[2]
     for option in describe(cli.COMMANDS[command].where.load()[0]):
@@ -399,6 +399,22 @@ def test_eval_writes_the_figures_it_shows(home: Path, capsys: pytest.CaptureFixt
         assert 1 <= row["tokens"] <= 12 + 64 and row["flops_per_problem"] > 1e5 and 0 <= row["truncated"] <= 1
         assert f"{100 * row['pass_at_1']['mean']:.1f}%" in shown
     assert max(map(len, shown.splitlines())) <= 110
+
+
+def test_an_effort_is_asked_for(home: Path, capsys: pytest.CaptureFixture[str]):
+    from mull.recipes.think import Ask, think
+
+    got = think(Ask("hm", effort="low", budget=8), "tiny")
+    assert got.trace.question.text == "hm\neffort: low"
+    ask = ["--model", "tiny", "--budget", "12", "--effort"]
+    args = ["eval", "--task", "countdown", "--level", "1", "--n", "2", "--quiet", "--json", "out.json"]
+    assert main([*args, "--strategy", "vote", *ask, "16"]) == 0
+    assert json.loads((home / "out.json").read_text())["effort"] == "16"
+    assert main(["think", "--task", "countdown", "-n", "2", *ask, "high"]) == 0
+    capsys.readouterr()
+    assert "the effort 'hgih' is not low, medium, high, or a number of tokens" in refused(
+        capsys, "think", "hm", "--model", "tiny", "--effort", "hgih"
+    )
 
 
 def test_eval_counts_what_could_not_be_judged_and_levels_apart(home: Path, capsys: pytest.CaptureFixture[str]):

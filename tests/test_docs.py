@@ -216,7 +216,7 @@ def parse(line: str) -> None:
     import typer
 
     from mull import cli
-    from mull.cli.training import meant
+    from mull.cli.training import meant, row_of
     from mull.config import load
 
     words = shlex.split(line, comments=True)[1:]
@@ -226,10 +226,13 @@ def parse(line: str) -> None:
         return
     assert words[0] in group.commands, f"{line}: there is no such command"
     command, arguments = group.commands[words[0]], words[1:]
+    while arguments and hasattr(command, "commands"):  # a group of commands
+        assert arguments[0] in command.commands, f"{line}: there is no such command"
+        command, arguments = command.commands[arguments[0]], arguments[1:]
     if not arguments or arguments == ["--help"]:
         return  # the command's name alone
     ctx = command.make_context(words[0], list(arguments))
-    if row := cli.COMMANDS.get(words[0]):
+    if row := row_of(words):
         overrides = [
             *(ctx.params["override"] or []),
             *([f"algorithm={a}"] if (a := ctx.params.get("algorithm")) else []),

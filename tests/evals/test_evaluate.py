@@ -15,7 +15,7 @@ from mull.ledger import Budget
 from mull.models.nano import write_tokenizer
 from mull.search.sample import sample_forced
 from mull.tasks.load import load_task
-from mull.types import Cost, Problem, Question, Reference, Trace, Verdict
+from mull.types import Cost, Problem, Question, Reference, Span, SpanKind, Trace, Verdict
 
 TASK = load_task("chain")
 OTHER = load_task("addition")
@@ -154,3 +154,18 @@ def test_thoughts_and_other_strategies():
 def test_levels_that_no_task_has_are_the_users_mistake():
     with pytest.raises(UserError, match="other levels"):
         held_out([TASK], [99], 5, "test", 0)
+
+
+def test_an_effort_is_asked_for_in_the_prompt_and_never_seen_by_a_grader():
+    [held] = held_out([load_task("countdown")], (1,), 1, "test", 3)
+    answer = held.problem.reference.answer
+    texts: list[str] = []
+
+    async def strategy(question, sampler, chat, budget, decoding, seed):
+        texts.append(question.text)
+        trace = Trace(question, "fixed", [Span(SpanKind.PROMPT, tuple(chat.prompt(question.text)))])
+        trace.leaves, trace.answers, trace.answer = [0], [answer], answer
+        return trace
+
+    found = run([held], ScriptedSampler(guessing, chat()), strategy=strategy, effort="low")
+    assert texts == [f"{held.problem.question.text}\neffort: low"] and found.chosen.mean == 1

@@ -12,8 +12,10 @@ import pytest
 import torch
 
 from mull.chat import Chat
+from mull.chat.effort import parted
 from mull.engine.local import LocalEngine
 from mull.errors import UserError
+from mull.evals.evaluate import thought_tokens
 from mull.learn import losses
 from mull.learn.forward import batch_logprobs
 from mull.learn.pack import pack
@@ -92,6 +94,15 @@ CHANGES: list[tuple[str, Any, dict[str, Any]]] = [
     ("top_p", 0.5, {}),
     ("top_k", 5, {}),
     ("overlong_buffer", 6, {}),
+    ("length", "kimi", {}),
+    ("length", "cosine", {}),
+    ("length", "lcpo_exact", {}),
+    ("length", "lcpo_max", {}),
+    ("wanted", (3, 9), {"length": "lcpo_exact"}),
+    ("effort_words", True, {"length": "lcpo_max"}),
+    ("length_alpha", 0.05, {"length": "lcpo_exact", "wanted": (3, 9)}),
+    ("length_weight", 0.2, {"length": "kimi"}),
+    ("length_paper", True, {"length": "lcpo_exact"}),
     ("ratio_cap", 1.0, {}),
     ("clip_low", 0.01, {"algorithm": "grpo"}),
     ("clip_high", 0.01, {"algorithm": "grpo"}),
@@ -299,6 +310,29 @@ def test_what_happens_to_truncated_chains(home: Path):
         whole = method(config(home)).advantages([paid["keep"]])[0]
         kept = [a for a, c in zip(whole, cut, strict=True) if not c]
         assert [max(s.advantages, key=abs) for s in by["mask"]] == pytest.approx(kept)
+
+
+def test_prompts_ask_for_a_length_and_rewards_measure_against_it(home: Path, tmp_path: Path):
+    cfg = config(home, length="lcpo_exact", wanted=(4, 20), length_alpha=0.02, group_size=8, groups=6, truncated="keep")
+    got = rollouts(home, cfg)
+    wishes = []
+    for trace, rewards in got.groups:
+        text, wish = parted(trace.question.text)
+        assert isinstance(wish, int) and 4 <= wish <= 20 and text == trace.question.text.partition("\n")[0]
+        assert Chat.load(cfg.model).decode(trace.spans[0].tokens).count(f"think {wish}") == 1, "the model is told"
+        wishes.append(wish)
+        for leaf, verdict, reward in zip(trace.leaves, trace.verdicts, rewards, strict=True):
+            n = len(thought_tokens(trace, leaf))
+            assert reward == pytest.approx(max(0.0, 1 - 0.02 * abs(n - wish)) if verdict.correct else 0.0)
+    assert len(set(wishes)) > 1
+    run = replace(cfg, out=tmp_path / "run", steps=1, eval_every=1, eval_problems=2)
+    rl(run, mode="quiet")
+    assert json.loads((run.out / "metrics.jsonl").read_text().splitlines()[-1])["length_error"] > 0
+    assert cfg.most_effort == 20 and config(home, length="lcpo_max", effort_words=True).most_effort == "high"
+    assert config(home, length="kimi").most_effort is None
+    for bad in ({"wanted": (0, 4)}, {"wanted": (9, 4)}, {"length_alpha": 0.0}):
+        with pytest.raises(UserError, match="lcpo_exact needs wanted"):
+            config(home, length="lcpo_exact", **bad)
 
 
 def test_random_rewards_know_nothing_of_the_answers(home: Path, tmp_path: Path):

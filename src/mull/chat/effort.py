@@ -11,6 +11,7 @@ import re
 from dataclasses import replace
 from typing import Literal, get_args
 
+from mull.errors import UserError
 from mull.types import Question
 
 Word = Literal["low", "medium", "high"]
@@ -47,6 +48,20 @@ def parted(text: str) -> tuple[str, Effort | None]:
         return text, None
     word: Word | None = next((w for w in WORDS if w == wish[1]), None)
     return text[: wish.start()], word if word is not None else int(wish[2])
+
+
+def effort_of(text: str) -> Effort | None:
+    """What a person typed: a word, a number of tokens, or nothing. UserError for anything else.
+
+    >>> effort_of("high"), effort_of("64"), effort_of("")
+    ('high', 64, None)
+    """
+    word: Word | None = next((w for w in WORDS if w == text), None)
+    if word is not None or not text:
+        return word
+    if text.isascii() and text.isdigit() and 0 < int(text) < 10**9:
+        return int(text)
+    raise UserError(f"the effort {text!r} is not {', '.join(WORDS)}, or a number of tokens above 0")
 
 
 def ask(question: Question, effort: Effort | None) -> Question:

@@ -17,7 +17,7 @@ from typing import Annotated, Any
 import typer
 
 from mull import __version__
-from mull.cli.training import COMMANDS, Override, Quiet, RecipeCommand, add_to, config_rows
+from mull.cli.training import Override, Quiet, RecipeCommand, add_to, config_rows, row_of
 from mull.errors import UserError, nearest
 
 app = typer.Typer(
@@ -68,6 +68,13 @@ Params = Annotated[
     float, typer.Option("--endpoint-params", min=0, help="Parameters of the served model, for FLOPs; else unknown.")
 ]
 
+Effort = Annotated[
+    str,
+    typer.Option(
+        "--effort", metavar="low|medium|high|TOKENS", help="Ask for it in the prompt: for models trained to obey."
+    ),
+]
+
 
 @app.command("strategies")
 def strategies_command() -> None:
@@ -109,6 +116,7 @@ def think_command(
     tokenizer: Tokenizer = "",
     endpoint_model: Served = "",
     endpoint_params: Params = 0,
+    effort: Effort = "",
     temperature: Annotated[float, typer.Option("--temperature", min=0.0, help="0 is greedy.")] = 1.0,
     seed: Annotated[int, typer.Option("--seed", help="Another seed gives another thought or problem.")] = 0,
     raw: Annotated[bool, typer.Option("--raw", help="Print the model's own text, and the usage on stderr.")] = False,
@@ -125,7 +133,17 @@ def think_command(
     where, said = think.default_model() if model is None and not endpoint else (model or "", model or "")
     source = Source(where, endpoint, tokenizer, endpoint_model, scorer, critic, endpoint_params, generator)
     asked = think.Ask(
-        question or "", task, level, samples, budget, chosen, temperature, seed, tokens=tokens, calibration=calibration
+        question or "",
+        task,
+        level,
+        samples,
+        budget,
+        chosen,
+        temperature,
+        seed,
+        tokens=tokens,
+        calibration=calibration,
+        effort=effort,
     )
     think.show(think.think(asked, source), source.name if endpoint else said, raw)
 
@@ -156,6 +174,7 @@ def eval_command(
     tokens: Annotated[
         int, typer.Option("--tokens", min=0, help="Tokens to sample for one problem in all; 0: no limit.")
     ] = 0,
+    effort: Effort = "",
     temperature: Annotated[float, typer.Option("--temperature", min=0.0, help="0 is greedy.")] = 1.0,
     split: Annotated[str, typer.Option("--split", metavar="train|valid|test")] = "test",
     seed: Annotated[int, typer.Option("--seed", help="Of the problems and the sampling.")] = 0,
@@ -188,6 +207,7 @@ def eval_command(
         critic=critic,
         generator=generator,
         calibration=calibration,
+        effort=effort,
     )
     if json_file is not None and not json_file.absolute().parent.is_dir():
         raise UserError(f"--json {json_file}: the folder {json_file.parent} does not exist")
@@ -284,7 +304,7 @@ def usage_mistake(error: Any) -> str:
     if option := getattr(error, "option_name", None) if "o such option" in sentence else None:
         flags = {name: name for p in getattr(known, "params", ()) for name in p.opts}
         if isinstance(known, RecipeCommand):
-            for key, _ in config_rows(COMMANDS[str(known.name)].where):
+            for key, _ in config_rows(known.row.where):
                 flags.setdefault(f"--{key}", f"-o {key}=…")
         [near] = difflib.get_close_matches(option.replace("_", "-"), flags, n=1, cutoff=0.5) or [""]
         sentence = f"no such option: {option}" + (f"; did you mean {flags[near]}?" if near else "")
@@ -303,7 +323,7 @@ def was_interrupted(error: BaseException | None) -> bool:
 
 def interrupted(arguments: Sequence[str]) -> str:
     """What to type to go on."""
-    if not arguments or arguments[0] not in COMMANDS:
+    if row_of(arguments) is None:
         return "interrupted"
     again = [*arguments, *([] if "--resume" in arguments else ["--resume"])]
     return f"interrupted; go on with: {shlex.join(['mull', *again])}"

@@ -79,6 +79,34 @@ COMMANDS: dict[str, Command] = {
         Where("dpo", "DPOConfig", "dpo"),
         ("method", "model", "task", "strategy_of", "scorer", "traces", "seed"),
     ),
+    "star": Command(
+        "STaR: learn the rationales that led to right answers, with the answer as a hint where they did not.",
+        Where("star", "StarConfig", "star"),
+        ("model", "task", "seed"),
+    ),
+    "reflect": Command(
+        "RefAug: fine-tune on solutions with a reflection behind them, beside two controls.",
+        Where("reflect", "ReflectConfig", "reflect"),
+        ("model", "task", "seed"),
+    ),
+    "correct": Command(
+        "SCoRe: learn to correct a first attempt in a second one.",
+        Where("correct", "CorrectConfig", "correct"),
+        ("method", "model", "task", "steps", "seed"),
+    ),
+    "aha": Command(
+        "Count second thoughts, and measure what they are worth: by banning them, and by going back to them.",
+        Where("aha", "AhaConfig", "aha"),
+        ("models", "task", "word", "seed"),
+        result="report",
+    ),
+    "scale train": Command(
+        "Fit the law of RL compute to the first half of it, publish the prediction, then train on.",
+        Where("scale", "ScaleConfig", "scale_train"),
+        ("rl_model", "rl_task", "steps", "seed"),
+        result="page",
+        show="show",
+    ),
     "distill": Command(
         "Teach a small model what a large one does.",
         Where("distill", "DistillConfig", "distill"),
@@ -105,6 +133,8 @@ COMMANDS: dict[str, Command] = {
         show="show",
     ),
 }
+
+GROUPS = {"scale": "Laws of compute, with predictions published before their test."}
 
 # What all of them have.
 Config = Annotated[Path | None, typer.Option("--config", metavar="FILE.toml", help="Read settings from a TOML file.")]
@@ -151,6 +181,22 @@ FLAGS: dict[str, tuple[str, Any]] = {
             TEXT, typer.Option("--strategy", metavar="NAME[:key=value,…]", help="What searches: mull strategies.")
         ],
     ),
+    "word": (
+        "words",
+        Annotated[list[str] | None, typer.Option("--word", metavar="TEXT", help="A second thought; may be repeated.")],
+    ),
+    "models": (
+        "models",
+        Annotated[list[str] | None, typer.Option("--model", metavar="[NAME=]DIR", help="May be repeated.")],
+    ),
+    "rl_model": (
+        "rl.model",
+        Annotated[TEXT, typer.Option("--model", metavar="DIR", help="A Hugging Face folder, or nano.")],
+    ),
+    "rl_task": (
+        "rl.tasks",
+        Annotated[list[str] | None, typer.Option("--task", metavar="NAME", help="What to train on; repeatable.")],
+    ),
     "model": ("model", Annotated[TEXT, typer.Option("--model", metavar="DIR", help="A Hugging Face folder, or nano.")]),
     "task": (
         "tasks",
@@ -184,9 +230,11 @@ FLAGS: dict[str, tuple[str, Any]] = {
 class RecipeCommand(TyperCommand):
     """A command whose help ends with the keys of its config."""
 
+    row: Command  # of a subclass for each
+
     def format_epilog(self, ctx: Any, formatter: Any) -> None:
-        command = COMMANDS[str(self.name)]
-        shown: set[str] = set()
+        command = self.row
+        shown: set[tuple[str, str]] = set()
         for where in dict.fromkeys([command.where, *command.also.values()]):
             names = [name for name, other in command.also.items() if other == where]
             title = "Config keys, for FILE.toml and -o key=value"
@@ -196,6 +244,11 @@ class RecipeCommand(TyperCommand):
             shown.update(rows)
             with formatter.section(title):
                 formatter.write_dl(rows)
+
+
+def row_of(arguments: Sequence[str]) -> Command | None:
+    """The row that a command line begins with."""
+    return COMMANDS.get(" ".join(arguments[:2])) or COMMANDS.get(" ".join(arguments[:1]))
 
 
 def config_rows(where: Where) -> list[tuple[str, str]]:
@@ -211,9 +264,18 @@ def config_rows(where: Where) -> list[tuple[str, str]]:
 
 
 def add_to(app: typer.Typer) -> None:
-    """Makes a command of every row."""
-    for name, command in COMMANDS.items():
-        app.command(name, cls=RecipeCommand, help=command.help)(_function(name, command))
+    """Makes a command of every row; one of two words is a command of a group."""
+    groups: dict[str, typer.Typer] = {}
+    for words, command in COMMANDS.items():
+        *group, name = words.split()
+        home = app
+        for title in group:
+            if title not in groups:
+                groups[title] = typer.Typer(no_args_is_help=True, help=GROUPS[title], rich_markup_mode=None)
+                app.add_typer(groups[title], name=title)
+            home = groups[title]
+        cls = type("RecipeCommand", (RecipeCommand,), {"row": command})
+        home.command(name, cls=cls, help=command.help)(_function(words, command))
 
 
 def _function(name: str, command: Command) -> Any:
@@ -234,7 +296,7 @@ def _function(name: str, command: Command) -> Any:
         ]
     )
     run.__annotations__ = kinds
-    run.__name__ = f"{name}_command"
+    run.__name__ = f"{name.replace(' ', '_')}_command"
     return run
 
 

@@ -8,6 +8,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 
 from mull.chat import Chat
+from mull.chat.effort import Effort, ask
 from mull.engine.sampler import Sampler, derive_seed
 from mull.engine.together import together
 from mull.errors import UserError
@@ -112,11 +113,13 @@ async def evaluate(
     seed: int = 0,
     on_done: Callable[[int], None] | None = None,
     at_once: int | None = None,
+    effort: Effort | None = None,
 ) -> Evaluation:
     """Runs `strategy` on every problem at once (the sampler does the batching) and grades what comes back.
 
     Each problem gets a budget of its own, a copy of `budget`, and a seed from (`seed`, its place in the list). With
     `at_once` no more problems than that are under way at any time. When one fails, none of the others is left running.
+    `effort` is what every prompt asks for, by words or tokens (see `mull.chat.effort`); graders do not see it.
     """
     done = 0
     entrance = asyncio.Semaphore(at_once or len(held) or 1)
@@ -125,7 +128,8 @@ async def evaluate(
         nonlocal done
         own = Budget(budget.tokens, budget.think_tokens, budget.answer_tokens, budget.samples)
         async with entrance:
-            trace = await strategy(h.problem.question, sampler, chat, own, decoding=decoding, seed=derive_seed(seed, i))
+            question = ask(h.problem.question, effort)
+            trace = await strategy(question, sampler, chat, own, decoding=decoding, seed=derive_seed(seed, i))
         done += 1
         if on_done:
             on_done(done)

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from mull.chat import Chat
+from mull.chat.effort import asked, effort_of
 from mull.errors import UserError
 from mull.evals import metrics
 from mull.evals.evaluate import Evaluation, Held, evaluate, held_out
@@ -54,6 +55,7 @@ class Measure:
     critic: str = ""
     generator: str = ""
     calibration: str = ""
+    effort: str = ""  # that every prompt asks for: low, medium, high, or tokens
 
     @property
     def source(self) -> Source:
@@ -75,6 +77,7 @@ def measure(wanted: Measure, mode: Mode = "auto") -> dict[str, Any]:
             raise UserError(f"the task {spec} has no {wanted.split} problems of level {', '.join(map(str, levels))}")
         held_by_task[spec] = held
     chosen, source = named(wanted.strategy), wanted.source
+    effort_of(wanted.effort)  # or UserError, before anything is loaded
     started = time.perf_counter()
     evaluations, troubles = asyncio.run(_evaluations(wanted, chosen, source, held_by_task, mode))
     rows = []
@@ -118,6 +121,7 @@ async def _evaluations(
                     wanted.seed,
                     on_done=lambda n, before=done: progress.update(before + n),
                     at_once=wanted.at_once,
+                    effort=effort_of(wanted.effort),
                 )
                 done += len(held)
         return out, tools.troubles()
@@ -127,7 +131,7 @@ def refuse_too_long(wanted: Measure, held_by_task: dict[str, list[Held]], chat: 
     """A prompt that does not fit is an error before anything is sampled, not after an hour."""
     for spec, held in held_by_task.items():
         longest = max(held, key=lambda h: len(h.problem.question.text)).problem.question
-        prompt = len(chat.prompt(longest.text))
+        prompt = len(chat.prompt(asked(longest.text, effort_of(wanted.effort))))
         needed = 1
         if wanted.strategy == "forced":
             needed = wanted.think_tokens + len(chat.think_close) + wanted.answer_tokens

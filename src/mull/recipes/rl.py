@@ -27,6 +27,7 @@ import torch
 
 from mull import config as configs
 from mull.chat import Chat
+from mull.chat.effort import Effort, ask, asked, parted
 from mull.engine import native
 from mull.engine.local import LocalEngine
 from mull.engine.sampler import Sampler, derive_seed
@@ -35,7 +36,8 @@ from mull.errors import UserError
 from mull.evals.collapse import CollapseDetector, scan
 from mull.evals.evaluate import Evaluation, evaluate, held_out, thought_tokens
 from mull.evals.grade import grade
-from mull.learn import advantages, losses, optim, samples, shaping
+from mull.learn import advantages, length, losses, optim, samples, shaping
+from mull.learn.advantages import Rewards, constant
 from mull.learn.forward import batch_logprobs
 from mull.learn.pack import pack, to_device
 from mull.ledger import Budget, Ledger
@@ -73,6 +75,12 @@ class RLConfig:
     algorithm: Algorithm = "mull"
     truncated: Literal["zero", "leave_out", "mask", "keep"] = "zero"  # chains that ran out of tokens: see learn/shaping
     overlong_buffer: int = 0  # DAPO's soft penalty over the last so many tokens; 0: none
+    length: Literal["none", "lcpo_exact", "lcpo_max", "kimi", "cosine"] = "none"  # by chains' lengths: see learn/length
+    wanted: tuple[int, int] = (16, 128)  # prompts ask for a number of tokens drawn between these (lcpo)
+    effort_words: bool = False  # they ask by the words low, medium and high instead, shares of the second (lcpo)
+    length_alpha: float = 0.005  # reward that a token too many (or too few) costs (lcpo)
+    length_weight: float = 1.0  # of the length's share in the reward (kimi)
+    length_paper: bool = False  # the reward of a wrong chain depends on its length, too, as in the papers
     ratio_cap: float = 2.0  # of the truncated importance ratio (mull, rloo) and of cispo
     clip_low: float = 0.2
     clip_high: float | None = None  # none: 0.28 for dapo (clip-higher), 0.2 for the others
@@ -104,6 +112,20 @@ class RLConfig:
             raise UserError("group_size must be at least 2: a group's mean is the baseline of its members")
         if self.overlong_buffer >= self.think_tokens + self.answer_tokens:
             raise UserError("overlong_buffer must be smaller than think_tokens + answer_tokens")
+        if self.asks_for_length and not (0 < self.wanted[0] <= self.wanted[1] and self.length_alpha > 0):
+            raise UserError(
+                f"{self.length} needs wanted=[low, high] with 0 < low <= high and a length_alpha above 0, not "
+                f"{list(self.wanted)} and {self.length_alpha}"
+            )
+
+    @property
+    def asks_for_length(self) -> bool:
+        return self.length.startswith("lcpo")
+
+    @property
+    def most_effort(self) -> Effort | None:
+        """What evaluations ask for, where the model learns to be asked: as much as it was ever asked for."""
+        return None if not self.asks_for_length else "high" if self.effort_words else self.wanted[1]
 
 
 # ------------------------------------------------------------------------------------ what an algorithm is
@@ -114,16 +136,16 @@ class Method:
     """An algorithm, as four choices: rewards to advantages, the policy loss, how token losses are averaged, and which
     groups teach nothing."""
 
-    advantages: Callable[[list[advantages.Rewards]], list[advantages.Advantages]]
+    advantages: Callable[[list[Rewards]], list[advantages.Advantages]]
     policy: losses.PolicyLoss
     aggregate: losses.Aggregate
-    useless: Callable[[advantages.Rewards], bool] = advantages.constant
+    useless: Callable[[Rewards], bool] = constant
 
 
 def method(cfg: RLConfig) -> Method:
     """The choices that a name stands for; docs/methods and each function's docstring name the paper."""
 
-    def each(f: Callable[[advantages.Rewards], advantages.Advantages]):
+    def each(f: Callable[[Rewards], advantages.Advantages]):
         return lambda groups: [f(group) for group in groups]
 
     truncated = functools.partial(losses.truncated_ratio, cap=cfg.ratio_cap)
@@ -171,6 +193,21 @@ def shaped_rewards(cfg: RLConfig, traces: Sequence[Trace], rng: random.Random) -
     return list(rewards)
 
 
+def shaped_by_length(cfg: RLConfig, trace: Trace, rewards: list[float | None], wanted: int) -> list[float | None]:
+    if cfg.length == "none":
+        return rewards
+    return length.shaped(
+        rewards,
+        [len(thought_tokens(trace, leaf)) for leaf in trace.leaves],
+        cfg.length,
+        wanted=wanted,
+        limit=cfg.think_tokens + cfg.answer_tokens,
+        alpha=cfg.length_alpha,
+        weight=cfg.length_weight,
+        paper=cfg.length_paper,
+    )
+
+
 # ------------------------------------------------------------------------------------------------ rollouts
 
 
@@ -191,7 +228,7 @@ async def collect(
     chat: Chat,
     step: int,
     mixed_share: float,
-    useless: Callable[[advantages.Rewards], bool] = advantages.constant,
+    useless: Callable[[Rewards], bool] = constant,
 ) -> Rollouts:
     """Rounds of questions until `cfg.groups` groups that teach something are there (by default those with mixed
     rewards), or four times as many were asked.
@@ -208,8 +245,11 @@ async def collect(
         task = rng.choice(tasks)
         level = rng.choice([level for level in cfg.levels if level in task.levels])
         problem = next(task.stream(level, "train", rng.getrandbits(62)))
-        trace = await sample(problem.question, sampler, chat, copy.copy(budget), decoding, rng.getrandbits(62))
-        return grade(task, problem, trace), shaped_rewards(cfg, [trace], rng)
+        wish = length.draw_wanted(rng, *cfg.wanted, cfg.effort_words) if cfg.asks_for_length else None
+        question = ask(problem.question, wish.effort if wish else None)
+        trace = await sample(question, sampler, chat, copy.copy(budget), decoding, rng.getrandbits(62))
+        rewards = shaped_rewards(cfg, [grade(task, problem, trace)], rng)
+        return trace, shaped_by_length(cfg, trace, rewards, wish.tokens if wish else 0)
 
     while len(out.groups) < cfg.groups and out.asked < 4 * cfg.groups:
         wanted = max(2, round((cfg.groups - len(out.groups)) / max(mixed_share, 0.25)))
@@ -285,7 +325,9 @@ def model_folder(name: str) -> Path:
     return shipped_folder() if name == "nano" else Path(name)
 
 
-def refuse_impossible(cfg: RLConfig, tasks: Sequence[Checked], chat: Chat, context: int) -> None:
+def refuse_impossible(
+    cfg: RLConfig, tasks: Sequence[Checked], chat: Chat, context: int, effort: Effort | None = None
+) -> None:
     """What cannot be trained on is a UserError before anything is written: a tokenizer without thought tags, a task
     without such levels or without problems to train on, and chains that do not fit into the model's context."""
     assert chat.think_open and chat.think_close  # or UserError
@@ -296,7 +338,7 @@ def refuse_impossible(cfg: RLConfig, tasks: Sequence[Checked], chat: Chat, conte
                 f"the task {task.name} has no level among {list(cfg.levels)}: its levels are {list(task.levels)}"
             )
         for level in levels:
-            prompt = len(chat.prompt(next(task.stream(level, "train", cfg.seed)).question.text))
+            prompt = len(chat.prompt(asked(next(task.stream(level, "train", cfg.seed)).question.text, effort)))
             if prompt + cfg.think_tokens + cfg.answer_tokens > context:
                 raise UserError(
                     f"a prompt of {task.name} level {level} ({prompt} tokens), think_tokens={cfg.think_tokens} and "
@@ -317,7 +359,7 @@ def rl(cfg: RLConfig, command: str = "", resume: bool = False, mode: Mode = "aut
     source = model_folder(cfg.model)
     chat = Chat.load(source)
     model = hf.load(source, device=cfg.device)
-    refuse_impossible(cfg, tasks, chat, model.config.max_positions)
+    refuse_impossible(cfg, tasks, chat, model.config.max_positions, cfg.most_effort)
     reference = copy.deepcopy(model).requires_grad_(False) if cfg.kl else None
     chosen = method(cfg)
     optimizer = optim.adamw(model, cfg.lr, cfg.weight_decay)
@@ -350,7 +392,9 @@ def rl(cfg: RLConfig, command: str = "", resume: bool = False, mode: Mode = "aut
             done = is_done(cfg, step, ledger)
             while not done:
                 if cfg.eval_every and step == 0:
-                    run.log(0, {"eval": report_eval(cfg, held, engine, chat, ledger), **totals(ledger)})
+                    run.log(
+                        0, {"eval": report_eval(cfg, held, engine, chat, ledger, cfg.most_effort), **totals(ledger)}
+                    )
                 started = time.perf_counter()
                 engine.restore_version(step)  # and an empty prefix cache, as a resumed run has it
                 rollouts = asyncio.run(collect(cfg, tasks, engine, chat, step, mixed_share, chosen.useless))
@@ -380,7 +424,7 @@ def rl(cfg: RLConfig, command: str = "", resume: bool = False, mode: Mode = "aut
                 }
                 done = is_done(cfg, step, ledger)
                 if cfg.eval_every and (done or is_evaluated(step, cfg)):
-                    metrics["eval"] = report_eval(cfg, held, engine, chat, ledger)
+                    metrics["eval"] = report_eval(cfg, held, engine, chat, ledger, cfg.most_effort)
                 run.log(step, metrics)
                 if alarm := detector.update(
                     step, metrics["reward"], metrics.get("entropy"), metrics["length"], metrics["truncated"]
@@ -431,6 +475,8 @@ def describe(rollouts: Rollouts, chat: Chat) -> dict[str, Any]:
     scored = [v.reward for v in verdicts if v.reward is not None]
     lengths = [len(thought_tokens(t, leaf)) for t in rollouts.traces for leaf in t.leaves]
     cut = samples.truncated(rollouts.traces)
+    wishes = [(len(thought_tokens(t, leaf)), parted(t.question.text)[1]) for t in rollouts.traces for leaf in t.leaves]
+    errors = [abs(n - wish) / wish for n, wish in wishes if isinstance(wish, int)]
     by_task: dict[str, list[float]] = {}
     for trace in rollouts.traces:
         by_task.setdefault(trace.question.task, []).extend(v.reward for v in trace.verdicts if v.reward is not None)
@@ -438,6 +484,7 @@ def describe(rollouts: Rollouts, chat: Chat) -> dict[str, Any]:
         "reward": sum(scored) / len(scored) if scored else None,
         "reward_by_task": {name: sum(values) / len(values) for name, values in sorted(by_task.items()) if values},
         "length": sum(lengths) / len(lengths),
+        **({"length_error": sum(errors) / len(errors)} if errors else {}),  # |n - wanted| / wanted
         "truncated": sum(cut) / len(cut),
         "unscorable": len(verdicts) - len(scored),
         "asked": rollouts.asked,
@@ -452,12 +499,14 @@ def totals(ledger: Ledger) -> dict[str, float]:
     return {"flops": spent.flops, "total_sampled_tokens": spent.sampled_tokens, "trained_tokens": spent.trained_tokens}
 
 
-def report_eval(cfg: RLConfig, held: list, sampler: Sampler, chat: Chat, ledger: Ledger) -> dict[str, Any]:
+def report_eval(
+    cfg: RLConfig, held: list, sampler: Sampler, chat: Chat, ledger: Ledger, effort: Effort | None = None
+) -> dict[str, Any]:
     """pass@1 on the held-out problems, over all and by task, with intervals; and each problem's own share of right
     samples (None: no sample could be judged), for what needs problems to resample."""
     started = time.perf_counter()
     budget = Budget(think_tokens=cfg.think_tokens, answer_tokens=cfg.answer_tokens, samples=cfg.eval_samples)
-    evaluation: Evaluation = asyncio.run(evaluate(held, sampler, chat, budget, seed=cfg.seed))
+    evaluation: Evaluation = asyncio.run(evaluate(held, sampler, chat, budget, seed=cfg.seed, effort=effort))
     ledger.charge("evaluation", evaluation.cost + Cost(seconds=time.perf_counter() - started))
     names = dict.fromkeys(h.task.name for h in held)
     return {

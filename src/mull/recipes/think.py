@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from mull.chat import Chat
+from mull.chat import Chat, effort
 from mull.errors import UserError
 from mull.evals.evaluate import thought_tokens
 from mull.evals.grade import grade
@@ -18,7 +18,7 @@ from mull.learn.samples import truncated
 from mull.ledger import Budget
 from mull.progress import printable
 from mull.recipes.sources import Opened, Source, opened
-from mull.search.named import named
+from mull.search.named import named, of_the_problem
 from mull.search.sample import Decoding
 from mull.search.vote import majority
 from mull.tasks.base import Checked
@@ -43,6 +43,7 @@ class Ask:
     answer_tokens: int = 64
     tokens: int | None = None  # that may be sampled in all
     calibration: str = ""  # for the strategy auto
+    effort: str = ""  # that the prompt asks for: low, medium, high, or tokens
 
 
 @dataclass
@@ -77,10 +78,11 @@ def default_model() -> tuple[str, str]:
 def think(ask: Ask, source: Source | str) -> Thinking:
     """Loads the model and runs the strategy. UserError for what cannot be asked (an over-long prompt among it)."""
     task, problem = draw(ask) if ask.task is not None else (None, None)
-    question = problem.question if problem else Question("free", "free", ask.text)
+    plain = problem.question if problem else Question("free", "free", ask.text)
+    question = effort.ask(plain, effort.effort_of(ask.effort))
     chosen = named(ask.strategy)
     source = Source(source) if isinstance(source, str) else source
-    canonical = task.canonical if task else same_text
+    canonical = of_the_problem(task.canonical) if task else same_text
 
     async def ask_it() -> Thinking:
         async with opened(replace(source, max_sequences=min(max(ask.samples, 1), 256))) as tools:

@@ -10,9 +10,10 @@ import functools
 import inspect
 import typing
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
+from mull.chat.effort import parted
 from mull.errors import UserError, nearest
 from mull.scorers.base import Scorer
 from mull.search import (
@@ -96,7 +97,7 @@ class Named:
 
         UserError when it needs a scorer or critic and there is none.
         """
-        have = {"canonical": canonical, "scorer": scorer, "critic": critic, **more}
+        have = {"canonical": of_the_problem(canonical), "scorer": scorer, "critic": critic, **more}
         have["strategy_of"] = lambda text: named(text).bind(canonical, scorer, critic, **more)
         takes = inspect.signature(self.function).parameters
         for need in sorted(self.needs):
@@ -108,6 +109,11 @@ class Named:
             | STRATEGIES[self.name][1]
             | self.options,
         )
+
+
+def of_the_problem(canonical: Canonical) -> Canonical:
+    """The same, given the question without what its text says of effort, which is no part of the problem."""
+    return lambda question, answer: canonical(replace(question, text=parted(question.text)[0]), answer)
 
 
 def named(text: str) -> Named:
