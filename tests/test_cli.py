@@ -54,6 +54,7 @@ def refused(capsys: pytest.CaptureFixture[str], *args: str) -> str:
         (["evla"], "did you mean 'eval'?"),
         (["rl", "--stepz", "3"], "no such option: --stepz; did you mean --steps?; see mull rl --help"),
         (["rl", "--group_size", "3"], "did you mean -o group_size=…?"),
+        (["rl", "--algorithm", "vinepo"], "unknown algorithm 'vinepo'; did you mean 'vineppo'?"),
         (["rl", "--algoritm", "grpo"], "did you mean --algorithm?"),
         (["think", "--sampels", "3", "hi"], "did you mean --samples?"),
         (["rl", "--steps", "many"], "--steps"),
@@ -312,6 +313,14 @@ def test_a_real_ctrl_c_in_the_midst_of_training(home: Path):
     assert main(["rl", "--out", "run", "--resume", "--quiet", "--steps", str(done + 1)]) == 0
     steps = [json.loads(line)["step"] for line in metrics.open()]
     assert steps == list(range(1, done + 2))
+
+
+def test_an_algorithm_with_a_critic_is_another_recipe_of_the_same_command(home: Path):
+    args = ["rl", *RL[1:], "--algorithm", "ppo", "--model", "tiny", "--out", "run", "-o", "gae_lambda=0.9"]
+    assert main(args) == 0
+    held = (home / "run" / "config.toml").read_text()
+    assert 'algorithm = "ppo"' in held and "gae_lambda = 0.9" in held
+    assert main(["rl", "--out", "run", "--resume", "--quiet"]) == 0, "a resumed run knows which it was"
 
 
 def test_a_closed_pipe_is_silent():

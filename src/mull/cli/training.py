@@ -11,6 +11,7 @@ import inspect
 import json
 import sys
 import tomllib
+import typing
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,7 +20,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from typer.core import TyperCommand
 
-from mull.errors import UserError
+from mull.errors import UserError, nearest
 
 if TYPE_CHECKING:
     from mull.progress import Mode
@@ -349,4 +350,7 @@ def meant(command: Command, config: Path | None, overrides: Sequence[str]) -> Wh
         key, _, value = text.partition("=")
         if key.strip() == "algorithm":
             named = value.strip().strip("\"'")
+    first = typing.get_args(typing.get_type_hints(command.where.load()[0])["algorithm"])
+    if named and named not in (known := [*first, *command.also]):
+        raise UserError(f"unknown algorithm {named!r}{nearest(named, known)}; there are {', '.join(known)}")
     return command.also.get(named, command.where)
