@@ -86,6 +86,7 @@ CHANGES: list[tuple[str, Any, dict[str, Any]]] = [
     ("steps", 3, {}),
     ("flops", 1.0, {}),
     ("trained_tokens", 1, {}),
+    ("sampled_tokens", 1, {}),
     ("groups", 3, {}),
     ("group_size", 6, {}),
     ("think_tokens", 8, {}),

@@ -68,6 +68,9 @@ class ActorCriticConfig:
     levels: tuple[int, ...] = (1, 2)
     algorithm: Algorithm = "ppo"
     steps: int = 100
+    trained_tokens: int = 0  # stop before `steps` once so many tokens were learnt from, prompts included; 0: do not
+    sampled_tokens: int = 0  # stop before `steps` once so many tokens were sampled, vineppo's among them; 0: do not
+    flops: float = 0.0  # stop before `steps` once rollouts and training have cost so many; 0: do not
     groups: int = 24  # questions of one step; prime: questions that it keeps
     group_size: int = 16  # chains for each question
     think_tokens: int = 256
@@ -258,9 +261,7 @@ def actor_critic(cfg: ActorCriticConfig, command: str = "", resume: bool = False
     ledger, detector = Ledger(), CollapseDetector()
     step, kept_share = 0, 0.5 if cfg.algorithm == "prime" else 1.0
 
-    with RunFolder.create(
-        cfg.out, configs.to_toml(cfg), command, cfg.seed, resume, may_change=("steps", "threads", "eval_every")
-    ) as run:
+    with RunFolder.create(cfg.out, configs.to_toml(cfg), command, cfg.seed, resume, may_change=rl.MAY_CHANGE) as run:
         if latest := run.latest():
             step, state = latest
             model.load_state_dict(state["model"])
@@ -278,7 +279,8 @@ def actor_critic(cfg: ActorCriticConfig, command: str = "", resume: bool = False
         title = f"{cfg.algorithm}{' with random rewards' if cfg.random_reward else ''} on {', '.join(cfg.tasks)}"
         with Progress(title, cfg.steps, start=step, mode=mode) as progress:
             progress.say(f"{native.status()}; {compiled}")
-            while step < cfg.steps:
+            done = rl.is_done(cast(Any, cfg), step, ledger)
+            while not done:
                 if cfg.eval_every and step == 0:
                     result = rl.report_eval(cast(Any, cfg), held, engine, chat, ledger)
                     run.log(0, {"eval": result, **rl.totals(ledger)})
@@ -337,7 +339,8 @@ def actor_critic(cfg: ActorCriticConfig, command: str = "", resume: bool = False
                     "tokens_per_second": cost.sampled_tokens / (time.perf_counter() - began),
                 }
                 metrics["truth"] = metrics["reward"]  # the graders' word, whatever is paid
-                if cfg.eval_every and rl.is_evaluated(step, cast(Any, cfg)):
+                done = rl.is_done(cast(Any, cfg), step, ledger)
+                if cfg.eval_every and (done or rl.is_evaluated(step, cast(Any, cfg))):
                     metrics["eval"] = rl.report_eval(cast(Any, cfg), held, engine, chat, ledger)
                 run.log(step, metrics)
                 if alarm := detector.update(
@@ -352,7 +355,7 @@ def actor_critic(cfg: ActorCriticConfig, command: str = "", resume: bool = False
                 run.add_traces(step, [rl.trace_row(shown, chat)])
                 thought, answer, _ = chat.split(thought_tokens(shown, shown.leaves[0]))
                 progress.sample(shown.question.text, thought, answer, shown.verdicts[0].correct)
-                if step % cfg.checkpoint_every == 0 or step == cfg.steps:
+                if step % cfg.checkpoint_every == 0 or done:
                     state = {"model": model.state_dict(), "optimizer": optimizer.state_dict()}
                     if critic is not None and critic_optimizer is not None:
                         state |= {"critic": critic.state_dict(), "critic_optimizer": critic_optimizer.state_dict()}

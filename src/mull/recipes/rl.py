@@ -64,6 +64,7 @@ class RLConfig:
     levels: tuple[int, ...] = (1, 2)
     steps: int = 100
     trained_tokens: int = 0  # stop before `steps` once so many tokens were learnt from, prompts included; 0: do not
+    sampled_tokens: int = 0  # stop before `steps` once so many tokens were sampled for training; 0: do not
     flops: float = 0.0  # stop before `steps` once rollouts and training have cost so many; 0: do not
     groups: int = 24  # questions with mixed rewards to learn from in one step
     group_size: int = 16  # chains for each question
@@ -318,6 +319,7 @@ def learn(
 
 # ------------------------------------------------------------------------------------------------ the loop
 
+MAY_CHANGE = ("steps", "trained_tokens", "sampled_tokens", "flops", "threads", "eval_every")  # when a run is resumed
 SHOWN = ("reward", "length", "truncated", "entropy", "grad_norm")  # in the terminal; metrics.jsonl has everything
 
 
@@ -372,7 +374,7 @@ def rl(cfg: RLConfig, command: str = "", resume: bool = False, mode: Mode = "aut
         command,
         cfg.seed,
         resume,
-        may_change=("steps", "trained_tokens", "flops", "threads", "eval_every"),
+        may_change=MAY_CHANGE,
     ) as run:
         if latest := run.latest():
             step, state = latest
@@ -460,8 +462,14 @@ def rl(cfg: RLConfig, command: str = "", resume: bool = False, mode: Mode = "aut
 
 
 def is_done(cfg: RLConfig, step: int, ledger: Ledger) -> bool:
+    """Whether the steps, or what they may cost, are used up."""
     spent = totals(ledger)
-    return step >= cfg.steps or 0 < cfg.trained_tokens <= spent["trained_tokens"] or 0 < cfg.flops <= spent["flops"]
+    limits = (
+        (cfg.trained_tokens, spent["trained_tokens"]),
+        (cfg.sampled_tokens, spent["total_sampled_tokens"]),
+        (cfg.flops, spent["flops"]),
+    )
+    return step >= cfg.steps or any(0 < limit <= used for limit, used in limits)
 
 
 def is_evaluated(step: int, cfg: RLConfig) -> bool:
