@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # STaR's addition experiment from scratch: does a model that was shown the scratchpad of n digits, and can add one, learn
-# the rest from its own chains? Arms: without and with rationalization, without restarts, direct answers at equal steps.
-# A base of 0.2 M parameters for each of 3 seeds; 16 iterations as in the paper, 2,000 problems each (the paper: 10,000).
-# Goes on where it was stopped. Two cores.
+# the rest from its own chains? Arms: without and with rationalization, without restarts, from chains without a false line
+# alone, and direct answers at equal steps. A base of 0.2 M parameters for each of 3 seeds; 16 iterations with the paper's
+# steps, 4,000 problems each (the paper: 10,000). Goes on where it was stopped. Two hours on two cores.
 #
 #   runs/star.sh [run folder]
 set -euo pipefail
@@ -14,10 +14,10 @@ bin=${BIN:-.venv/bin}
 seeds=${SEEDS:-0 1 2}
 iterations=${ITERATIONS:-16}
 
-learning=(-o lr=3e-3 -o warmup=20 -o step_tokens=4096 -o dtype=bfloat16 -o threads=1)
+learning=(-o lr=3e-3 -o warmup=100 -o step_tokens=3072 -o dtype=bfloat16 -o threads=1)
 
 base() { # seed
-    "$bin/mull" pretrain --task runs/star_base.py:Base --seed "$1" --steps 500 --resume --quiet --out "$out/base-$1" \
+    "$bin/mull" pretrain --task runs/star_base.py:Base --seed "$1" --steps 1000 --resume --quiet --out "$out/base-$1" \
         -o levels=5 -o layers=4 -o width=64 -o threads=1
 }
 
@@ -25,7 +25,7 @@ star() { # arm seed [options]
     local arm=$1 seed=$2
     shift 2
     "$bin/mull" star --task addition --model "$out/base-$seed/model" --seed "$seed" --resume --quiet \
-        --out "$out/$arm-$seed" -o "iterations=$iterations" -o "levels=[1,2,3,4,5]" -o think_tokens=128 \
+        --out "$out/$arm-$seed" -o "iterations=$iterations" -o "levels=[1,2,3,4,5]" -o problems=4000 -o think_tokens=128 \
         -o replay=runs/star_base.py:Hints "${learning[@]}" "$@"
 }
 
@@ -43,6 +43,7 @@ job() { # what seed
     case $1 in
         base) base "$2" ;;
         with) star rationalization "$2" && direct "$2" ;;
+        clean) star clean "$2" -o clean_lines=true ;;
         without) star plain "$2" -o rationalize=false && star no-restart "$2" -o restart=false ;;
     esac
 }
@@ -51,6 +52,6 @@ if [ "${2:-}" = job ]; then
     exit
 fi
 for seed in $seeds; do echo "base $seed"; done | xargs -P 2 -L 1 runs/star.sh "$out" job
-for seed in $seeds; do echo "with $seed"; echo "without $seed"; done | xargs -P 2 -L 1 runs/star.sh "$out" job
+for what in with without clean; do for seed in $seeds; do echo "$what $seed"; done; done | xargs -P 2 -L 1 runs/star.sh "$out" job
 for seed in $seeds; do "$bin/python" runs/star_evidence.py longer "$out" "$seed"; done
 "$bin/python" runs/star_evidence.py table "$out"

@@ -34,6 +34,7 @@ ARMS = {
     "plain": "without rationalization",
     "rationalization": "with rationalization",
     "no-restart": "with rationalization, without restart",
+    "clean": "with rationalization, clean lines only",
 }
 DIRECT = "direct answers, equal steps"
 TRAINED, LONGER = (1, 2, 3, 4, 5), (6, 7, 8, 9, 10)
