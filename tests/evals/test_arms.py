@@ -85,6 +85,7 @@ def test_models_are_measured_once_and_alike(tmp_path: Path):
     assert base != a and all(0 <= p["right"] <= p["n"] == 4 and p["tokens"] > 0 for p in base + a)
     arms.measure(what, run, task, [0], say=lambda text, flush: said.append(text))
     assert len(said) == 2, "nothing is made twice"
-    (arm / "metrics.jsonl").write_text('{"step": 1, "flops": 3.0}\n{"step": 2, "flops": 5.0}\n')
-    [cost] = arms.spent(what, run, [task], {"flops": "FLOPs", "absent": "x"})
+    (arm / "metrics.jsonl").write_text('{"step": 0, "once": 7}\n{"step": 1, "flops": 3.0}\n{"step": 2, "flops": 5.0}\n')
+    cost, once = arms.spent(what, run, [task], {"flops": "FLOPs", "once": "y", "absent": "x"})
+    assert once["value"] == 7
     assert (cost["value"], cost["low"], cost["high"], cost["unit"]) == (5.0, 5.0, 5.0, "FLOPs")

@@ -141,7 +141,7 @@ def differences(what: Experiment, run: Path, tasks: Sequence[str]) -> list[dict[
 
 
 def spent(what: Experiment, run: Path, tasks: Sequence[str], keys: Mapping[str, str]) -> list[dict[str, Any]]:
-    """What training an arm cost: the last value of each of `keys` in its metrics, with the range over seeds.
+    """What training an arm cost: the last value that its metrics have of each of `keys`, with the range over seeds.
 
     `keys`: name in metrics.jsonl -> unit. An arm without such a value has no row.
     """
@@ -150,7 +150,8 @@ def spent(what: Experiment, run: Path, tasks: Sequence[str], keys: Mapping[str, 
         for arm, label in what.arms.items():
             ends = [list(read_jsonl(p)) for p in sorted((run / task).glob(f"{arm}-[0-9]*/metrics.jsonl"))]
             for key, unit in keys.items():
-                values = [float(end[-1][key]) for end in ends if end and end[-1].get(key) is not None]
+                found = [[r[key] for r in end if r.get(key) is not None] for end in ends]
+                values = [float(one[-1]) for one in found if one]
                 if values:
                     value = (float(np.mean(values)), min(values), max(values))
                     claim = f"{task}: {unit} spent by {label} (range over seeds)"

@@ -1,0 +1,43 @@
+#!/usr/bin/env bash
+# Who is to be thanked for a right answer: a group's mean as the baseline, a learnt critic (PPO), sampled values (VinePPO),
+# a process reward model beside the outcome, an implicit one (PRIME). From the same base on chain, at equal sampled
+# tokens (VinePPO's continuations among them), three seeds. Two controls: random rewards, and a process reward without
+# the outcome, once as differences and once as the sum of scores, which shows what a policy does to a scorer that alone
+# pays it. About two hours on two cores; goes on where it was stopped.
+#
+#   runs/credit.sh [run folder]
+set -euo pipefail
+cd "$(dirname "$0")/.."
+set -- "${1:-runs/credit}" "${@:2}"
+export OMP_NUM_THREADS=1 OMP_WAIT_POLICY=passive
+out=$1
+bin=${BIN:-.venv/bin}
+tokens=${TOKENS:-1500000}
+seeds=${SEEDS:-0 1 2}
+arms="group ppo vineppo prm prime random only-difference only-sum"
+
+job() { # arm seed
+    local arm=$1 seed=$2 options
+    case $arm in
+        group) options=(--algorithm mull) ;;
+        random) options=(--algorithm mull -o random_reward=true) ;;
+        prm) options=(--algorithm prm -o "scorer=$out/prm/model") ;;
+        only-difference) options=(--algorithm prm -o "scorer=$out/prm/model" -o process_only=true) ;;
+        only-sum) options=(--algorithm prm -o "scorer=$out/prm/model" -o process_only=true -o process=sum) ;;
+        *) options=(--algorithm "$arm") ;;
+    esac
+    "$bin/mull" rl "${options[@]}" --task chain --steps 2000 --seed "$seed" --resume --quiet --out "$out/chain/$arm-$seed" \
+        -o 'levels=[1,2]' -o "sampled_tokens=$tokens" -o dtype=bfloat16
+}
+if [ "${2:-}" = job ]; then
+    job "$3" "$4"
+    exit
+fi
+
+"$bin/mull" reward --kind prm --task chain --seed 0 --resume --quiet --out "$out/prm" \
+    -o problems=4096 -o samples=8 -o epochs=3 -o dtype=bfloat16 -o eval_problems=128
+# One process a core: training a small model does not use two threads well.
+for seed in $seeds; do for arm in $arms; do echo "$arm $seed"; done; done | xargs -P 2 -L 1 runs/credit.sh "$out" job
+"$bin/python" runs/credit_evidence.py measure "$out" # the base
+for seed in $seeds; do echo "$seed"; done | xargs -P 2 -L 1 "$bin/python" runs/credit_evidence.py measure "$out"
+"$bin/python" runs/credit_evidence.py table "$out"

@@ -1,0 +1,75 @@
+"""The measurements and tables of runs/credit.sh.
+
+python runs/credit_evidence.py measure RUN SEED…   256 chains for each held-out problem, every model
+python runs/credit_evidence.py table RUN           docs/evidence/credit*.json
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mull.evals import arms, evidence
+from mull.files import read_jsonl
+from mull.models.nano import shipped_folder
+
+TASK = "chain"
+EXPERIMENT = arms.Experiment(
+    command="runs/credit.sh",
+    base=shipped_folder(),
+    arms={
+        "base": "base",
+        "group": "group mean",
+        "ppo": "PPO",
+        "vineppo": "VinePPO",
+        "prm": "PRM and outcome",
+        "prime": "PRIME",
+        "random": "random rewards",
+        "only-difference": "PRM alone, differences",
+        "only-sum": "PRM alone, sum",
+    },
+    splits={"levels 1 and 2": (1, 2), "level 3 (not trained)": (3,)},
+    pairs=[(arm, "group") for arm in ("ppo", "vineppo", "prm", "prime", "random")]
+    + [(arm, "base") for arm in ("group", "only-difference", "only-sum")],
+)
+SCORED = ("prm", "only-difference", "only-sum")
+
+
+def hacking(run: Path, first: int = 5, last: int = 5) -> list[dict[str, Any]]:
+    """What the scorer thinks of the chains, and what is true of them, at the start and the end of training."""
+    rows = []
+    for arm in SCORED:
+        label = EXPERIMENT.arms[arm]
+        by_seed = [
+            [r for r in read_jsonl(p) if r["step"] > 0] for p in sorted((run / TASK).glob(f"{arm}-*/metrics.jsonl"))
+        ]
+        for key, name in (
+            ("scorer", "the scorer's opinion"),
+            ("truth", "right answers"),
+            ("length", "tokens of a chain"),
+        ):
+            for part, when in ((slice(0, first), "first"), (slice(-last, None), "last")):
+                means = [float(np.mean([r[key] for r in rows_[part] if r.get(key) is not None])) for rows_ in by_seed]
+                claim = f"{label} / {name} / {when} five steps (range over seeds)"
+                unit = "tokens" if key == "length" else "share"
+                value = (float(np.mean(means)), min(means), max(means))
+                rows.append(arms.row(EXPERIMENT, claim, value, len(means), len(means), unit))
+    return rows
+
+
+def main(what: str, run: Path, *more: str) -> None:
+    if what == "measure":
+        arms.measure(EXPERIMENT, run, TASK, map(int, more))
+        return
+    evidence.write("credit", arms.grid(EXPERIMENT, run, [TASK]))
+    evidence.write("credit-compared", arms.differences(EXPERIMENT, run, [TASK]))
+    keys = {"total_sampled_tokens": "sampled tokens", "flops": "FLOPs"}
+    evidence.write("credit-spent", arms.spent(EXPERIMENT, run, [TASK], keys))
+    evidence.write("credit-hacking", hacking(run))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], Path(sys.argv[2]), *sys.argv[3:])
