@@ -1,0 +1,13 @@
+#!/usr/bin/env bash
+# Every training method's figures, one piece after another; each goes on where it was stopped and fits into about two
+# hours on two cores.
+#
+#   runs/methods.sh [piece …]
+set -euo pipefail
+cd "$(dirname "$0")/.."
+pieces=("$@")
+[ ${#pieces[@]} -gt 0 ] || pieces=(star rl_against_sft credit search_in_the_loop scale)
+for piece in "${pieces[@]}"; do
+    echo "== $piece"
+    "runs/$piece.sh"
+done
