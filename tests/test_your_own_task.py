@@ -170,6 +170,7 @@ def test_the_imperfect_writer_is_imperfect(task: Task):
 # -------------------------------------------------------------------------------------------------- the commands
 
 
+@pytest.mark.slow
 def test_the_pages_commands_train_on_it(home: Path, capsys: pytest.CaptureFixture[str]):
     """The page's own command lines, made short; what RL was paid is what the task's check says."""
     start = str(a_model(home))
