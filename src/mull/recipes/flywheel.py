@@ -84,7 +84,7 @@ class FlywheelConfig:
     out: Path = Path("runs/flywheel")
     tasks: tuple[str, ...] = ("chain",)
     levels: tuple[int, ...] = (1, 2)
-    turns: int = 4  # at most
+    turns: int = 6  # at most
     problems: int = 512  # asked in each turn, spread evenly over tasks and levels
     again: float = 0.25  # share of them, from the second turn on, that were asked before and are chosen by pass rate
     curriculum: Curriculum = field(default_factory=Curriculum)  # how those are chosen
@@ -117,7 +117,7 @@ class FlywheelConfig:
     max_grad_norm: float = 1.0
     threshold: float = 0.01  # accuracy on valid problems that a doubling of compute must bring
     evidence: rule.Evidence = "mean"  # what must reach it: the gain, or an end of its 95% interval
-    patience: int = 1  # turns in a row that do not pay, until it stops
+    patience: int = 2  # turns in a row that do not pay, until it stops
     valid_problems: int = 256  # held out, for the decision
     test_problems: int = 256  # held out, for the report; 0: none
     eval_samples: int = 2
@@ -152,8 +152,9 @@ class FlywheelConfig:
 
 
 def flywheel(cfg: FlywheelConfig, command: str = "", resume: bool = False, mode: Mode = "auto") -> Path:
-    """Runs the recipe; returns the folder of the best model by valid problems. OUT/report.json and OUT/report.md say
-    why it stopped and what each turn did.
+    """Runs the recipe; returns the folder of the best model by valid problems (the base, where no turn was better).
+    OUT/report.json and OUT/report.md say why it stopped and what each turn did. Models are measured by single samples
+    at temperature 1.
 
     Resuming continues bitwise identically on CPU with the same number of threads; it may ask for more turns.
     """
@@ -291,8 +292,13 @@ def flywheel(cfg: FlywheelConfig, command: str = "", resume: bool = False, mode:
         hf.save(model, cfg.out / "model", source=source)
         exported(cfg, store, len(history))
         write_report(cfg.out, reported(cfg, history, ledger, reason))
-        progress.say(f"stopped: {reason[1]}; the model is that of turn {chosen}", important=mode != "quiet")
+        progress.say(f"stopped: {reason[1]}; the model is that of turn {chosen}")
     return cfg.out / "model"
+
+
+def show(folder: Path) -> None:
+    """Prints the report of the run that left this model."""
+    print((folder.parent / "report.md").read_text(encoding="utf-8"))
 
 
 def tell(progress: Progress, turn: int, of: int, asked: int) -> None:
