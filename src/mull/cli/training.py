@@ -85,6 +85,11 @@ COMMANDS: dict[str, Command] = {
         Where("star", "StarConfig", "star"),
         ("model", "task", "seed"),
     ),
+    "flywheel": Command(
+        "Sample, verify, curate, train, evaluate, again, until another turn stops paying.",
+        Where("flywheel", "FlywheelConfig", "flywheel"),
+        ("method", "model", "task", "strategy_of", "scorer", "seed"),
+    ),
     "reflect": Command(
         "RefAug: fine-tune on solutions with a reflection behind them, beside two controls.",
         Where("reflect", "ReflectConfig", "reflect"),
