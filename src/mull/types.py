@@ -37,6 +37,12 @@ class Question:
     task: str
     text: str
     level: int = 0
+    messages: tuple[Mapping[str, Any], ...] = field(default=(), hash=False)  # a conversation that `text` is the end of
+
+    @property
+    def asked(self) -> str | tuple[Mapping[str, Any], ...]:
+        """What `Chat.prompt` is given."""
+        return self.messages or self.text
 
 
 @dataclass(frozen=True, slots=True)

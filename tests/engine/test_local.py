@@ -228,6 +228,29 @@ def test_one_request_may_fill_the_whole_pool():
         engine(pages=0)
 
 
+def test_who_watches_hears_every_sampled_token_once_and_in_time():
+    """Also those of requests that lost their place to others for a while; and forced ones not at all."""
+    work, heard = [(p, replace(params, forced=(9,) * (i % 3))) for i, (p, params) in enumerate(jobs(16))], {}
+    made = engine(pages=10)
+    steps: set[int] = set()
+
+    def watch(at):
+        def hear(i, token):
+            heard.setdefault((at, i), []).append(token)
+            steps.add(made.steps)
+
+        return hear
+
+    async def run():
+        return await asyncio.gather(*(made.sample(p, q, 2, watch(at)) for at, (p, q) in enumerate(work)))
+
+    found = asyncio.run(run())
+    assert made.preemptions > 0 and len(steps) > 20
+    assert heard == {(at, i): list(c.tokens[c.forced :]) for at, pair in enumerate(found) for i, c in enumerate(pair)}
+    unwatched = crowd(engine(pages=400), [(p, replace(q, first=i)) for p, q in work for i in (0, 1)])
+    assert [c.tokens for pair in found for c in pair] == [c.tokens for c in unwatched]
+
+
 # ------------------------------------------------------------------------------------------ ends
 
 

@@ -1,9 +1,11 @@
 """Strategies by name: every one runs, its options are those of its function, and mistakes are one sentence."""
 
 import asyncio
+from dataclasses import replace
 
 import pytest
 
+from mull.engine.scripted import ScriptedSampler
 from mull.errors import UserError
 from mull.ledger import Budget
 from mull.scorers.critic import Critique
@@ -28,6 +30,31 @@ def test_every_name_runs(name):
     trace = asyncio.run(strategy(QUESTION, sampler_of(FORK), chat(), budget, seed=1))
     assert trace.answer in ("1", "2") and budget.spent.sampled_tokens == trace.cost.sampled_tokens > 0
     assert trace.chosen in trace.leaves and trace.answers[trace.leaves.index(trace.chosen)] == trace.answer
+
+
+@pytest.mark.parametrize("name", [n for n in STRATEGIES if n != "auto"])
+def test_every_strategy_asks_in_the_conversation_where_there_is_one(name):
+    said = ("be brief", "1+1?", "2", "2+2?")
+    roles = ("system", "user", "assistant", "user")
+    talk = tuple({"role": role, "content": text} for role, text in zip(roles, said, strict=True))
+
+    def follows(tokens):
+        thought, closed, answer = chat().decode(tokens).rpartition("<think>")[2].partition("</think>")
+        if closed:
+            return None if answer else {"4": 1.0}
+        return {"</think>": 1.0} if thought.count("\n") >= 2 else {"a\n": 0.5, "b\n": 0.5}
+
+    policy, generator = ScriptedSampler(follows, chat()), ScriptedSampler(follows, chat())
+    strategy = named("wait:waits=0" if name == "wait" else name).bind(
+        canonical, ScriptedScorer(lambda t: 0.5), Critic(), generator=Role(generator, chat())
+    )
+    question = replace(QUESTION, messages=talk)
+    trace = asyncio.run(strategy(question, policy, chat(), Budget(samples=4), seed=1))
+    asked = tuple(chat().prompt(talk))
+    until = len(asked) - len(chat().think_open) - 1  # revise may go on in a new turn
+    calls = [*policy.calls, *generator.calls]
+    assert trace.answer == "4" and calls and all(call.prefix[:until] == asked[:until] for call in calls)
+    assert trace.spans[0].tokens == asked
 
 
 def test_options_are_read_by_their_types():

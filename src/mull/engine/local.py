@@ -26,7 +26,7 @@ from mull.engine.memory import Rows, make_pages, page_bytes
 from mull.engine.pages import PagePool
 from mull.engine.sampler import derive_seed
 from mull.engine.sampling import banned_next, bans_of, draw, uniforms
-from mull.engine.schedule import Call, Request, Schedule, pages_for
+from mull.engine.schedule import Call, Request, Schedule, Watch, pages_for
 from mull.engine.weights import WeightsWatch
 from mull.errors import StopReason, UserError
 from mull.models.transformer import Transformer
@@ -109,12 +109,15 @@ class LocalEngine:
 
     # ------------------------------------------------------------------------------------------ the contract
 
-    async def sample(self, prefix_tokens: Sequence[int], params: SamplingParams, n: int = 1) -> list[Completion]:
-        """See `Sampler.sample`."""
+    async def sample(
+        self, prefix_tokens: Sequence[int], params: SamplingParams, n: int = 1, watch: Watch | None = None
+    ) -> list[Completion]:
+        """See `Sampler.sample`. `watch(i, token)` hears of every token of the i-th sample in the step that draws it
+        (forced ones left out); it is called between two steps of all requests, so it must be quick and never raise."""
         prefix = self._checked(prefix_tokens, params, n)
         if n == 0:
             return []
-        return await self._answer(self._samples(prefix, params, n))
+        return await self._answer(self._samples(prefix, params, n, watch))
 
     async def read(self, tokens: Sequence[int], positions: Sequence[int]) -> Reading:
         """Hidden states of `tokens` at ascending `positions`; what follows the last position is not read.
@@ -213,14 +216,14 @@ class LocalEngine:
             raise UserError(f"the {name} has token ids outside the model's vocabulary of {self.config.vocab_size}")
         return np.asarray(ids, dtype=np.int32)
 
-    def _samples(self, prefix: np.ndarray, params: SamplingParams, n: int) -> list[Request]:
+    def _samples(self, prefix: np.ndarray, params: SamplingParams, n: int, watch: Watch | None) -> list[Request]:
         limit = min(self.config.max_positions, len(prefix) + params.max_tokens)
         call = Call(prefix, asyncio.get_running_loop().create_future(), limit, [None] * n, n)
         known = np.r_[prefix, np.asarray(params.forced, np.int32)] if params.forced else prefix
         requests, bans = list[Request](), bans_of(params.banned)
         for i in range(n):
             seed = derive_seed(params.seed, params.first + i)
-            request = Request(call, i, params, seed, known, len(prefix), bans=bans)
+            request = Request(call, i, params, seed, known, len(prefix), bans=bans, watch=watch)
             if params.stop:
                 request.decoder = self.chat.stream()
                 request.tail = "".join(map(request.decoder.push, params.forced))
@@ -357,6 +360,10 @@ class LocalEngine:
         s.length[slot_R] += 1
         for r in restricted:
             s.request(int(slot_R[r])).kept.append(drawn.kept_R[r])
+        for r in np.flatnonzero(s.live[slot_R]).tolist():
+            request = s.request(int(slot_R[r]))
+            assert request.watch is not None
+            request.watch(request.index, int(drawn.tokens_R[r]))
         stopped_R = self._end[drawn.tokens_R] | (s.stop_tokens[slot_R] == drawn.tokens_R[:, None]).any(-1)
         for r in np.flatnonzero(s.watched[slot_R]).tolist():
             stopped_R[r] |= _completes_stop(s.request(int(slot_R[r])), int(drawn.tokens_R[r]))

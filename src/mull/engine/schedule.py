@@ -15,6 +15,7 @@ from __future__ import annotations
 import asyncio
 from bisect import insort
 from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -29,6 +30,9 @@ from mull.types import Completion, Cost, SamplingParams
 
 if TYPE_CHECKING:
     from mull.engine.sampling import Bans
+
+
+Watch = Callable[[int, int], None]  # gets (number of the sample in its call, token)
 
 
 def pages_for(tokens: int) -> int:
@@ -67,6 +71,7 @@ class Request:
     logprobs: np.ndarray | None = None  # of `tokens`, after a preemption
     kept: list[np.ndarray | None] = field(default_factory=list)
     bans: Bans = field(default_factory=dict)  # of its params, shared by the call's requests
+    watch: Watch | None = None  # told every token that it samples
     decoder: StreamDecoder | None = None  # only where there are stop strings
     tail: str = ""  # the text that a stop string may have begun in
     pages: list[int] = field(default_factory=list)
@@ -115,6 +120,7 @@ class Schedule:
         self.top_k = np.zeros(s, np.int32)
         self.stop_tokens = np.full((s, 2), -1, np.int32)
         self.watched = np.zeros(s, bool)  # has stop strings
+        self.live = np.zeros(s, bool)  # somebody watches its tokens come
         self.restricted = np.zeros(s, bool)  # the support of its draws may be cut: top-p, top-k, bans
         self.reads = np.zeros(s, bool)  # wants hidden states, no tokens
         self.wanted = np.zeros((s, t), bool)  # of those slots: at which positions
@@ -277,6 +283,7 @@ class Schedule:
         self.stop_tokens[slot] = -1
         self.stop_tokens[slot, : len(p.stop_tokens)] = p.stop_tokens
         self.watched[slot] = bool(p.stop)
+        self.live[slot] = request.watch is not None
         self.restricted[slot] = p.top_p < 1 or p.top_k > 0 or bool(request.bans)
         self.reads[slot] = request.positions is not None
         if request.positions is not None:

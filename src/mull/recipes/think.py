@@ -87,7 +87,7 @@ def think(ask: Ask, source: Source | str) -> Thinking:
     async def ask_it() -> Thinking:
         async with opened(replace(source, max_sequences=min(max(ask.samples, 1), 256))) as tools:
             chat = tools.chat
-            prompt = chat.prompt(question.text)
+            prompt = chat.prompt(question.asked)
             limits = Budget(ask.tokens, _think_tokens(ask, tools, len(prompt)), ask.answer_tokens, ask.samples)
             strategy = tools.bind(chosen, canonical, ask.calibration)
             started = time.perf_counter()

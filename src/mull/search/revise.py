@@ -98,7 +98,7 @@ async def revise(
                 start = fault.before
                 if how == "turn":
                     talk = [*talk, *_turns(attempt, fault)][-2 * max(keep, 1) :]
-                    start = tree.ask([{"role": "user", "content": question.text}, *talk])
+                    start = tree.ask([*(question.messages or [{"role": "user", "content": question.text}]), *talk])
         elif not found and start.open:
             break  # the budget is spent
         while start.parent is not None and not start.open:

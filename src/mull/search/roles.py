@@ -133,7 +133,7 @@ class _Interpreted:
 
     def __init__(self, scorer: Scorer, question: Question, source: Chat, target: Chat):
         self.scorer, self.source, self.target = scorer, source, target
-        self.asked, self.prompt = len(source.prompt(question.text)), tuple(target.prompt(question.text))
+        self.asked, self.prompt = len(source.prompt(question.asked)), tuple(target.prompt(question.asked))
 
     async def score(self, prefixes: Sequence[Sequence[int]]) -> list[Score]:
         said = (translated(prefix[self.asked :], self.source, self.target) for prefix in prefixes)

@@ -38,7 +38,7 @@ async def sample(
     A chain that does not end within that has no answer ("") and its leaf says `StopReason.LENGTH`. Each chain may use
     an equal share of `budget.tokens`; the trace is `exhausted` when that cut one short (or left no token for any).
     """
-    prompt = chat.prompt(question.text)
+    prompt = chat.prompt(question.asked)
     trace = Trace(question, "sample", [Span(SpanKind.PROMPT, tuple(prompt))])
     wanted = budget.think_tokens + budget.answer_tokens
     most = min(wanted, _share(budget))
@@ -62,7 +62,7 @@ async def sample_forced(
     token and no added phrase. think_tokens 0 asks for an answer without any thought. `budget.tokens` is shared as in
     `sample`: the answers' part is kept free, thoughts are closed earlier.
     """
-    prompt = chat.prompt(question.text)
+    prompt = chat.prompt(question.asked)
     trace = Trace(question, "sample_forced", [Span(SpanKind.PROMPT, tuple(prompt))])
     close = chat.think_close
     think_tokens = min(budget.think_tokens, _share(budget) - budget.answer_tokens)

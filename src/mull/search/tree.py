@@ -49,7 +49,7 @@ class Tree:
     ):
         self.sampler, self.chat, self.budget, self.decoding = sampler, chat, budget, decoding
         self.seed, self.scorer, self.steps, self.max_nodes = seed, scorer, steps, max_nodes
-        prompt = tuple(chat.prompt(question.text))
+        prompt = tuple(chat.prompt(question.asked))
         self.trace = Trace(question, strategy, [Span(SpanKind.PROMPT, prompt)])
         self.root = Node(0, prompt, asked=len(prompt))
         self.purse = Purse(budget)

@@ -59,7 +59,7 @@ async def two_turns(
     attempt. The instruction says the same whether the first attempt was right or wrong: nothing is leaked.
     The trace's own answer is the second attempt of the first chain.
     """
-    prompt = chat.prompt(question.text)
+    prompt = chat.prompt(question.asked)
     trace = Trace(question, "two_turns", [Span(SpanKind.PROMPT, tuple(prompt))])
     wanted = budget.think_tokens + budget.answer_tokens
     most = min(wanted, budget.tokens_left // max(1, 2 * budget.samples))
