@@ -251,6 +251,25 @@ def test_who_watches_hears_every_sampled_token_once_and_in_time():
     assert [c.tokens for pair in found for c in pair] == [c.tokens for c in unwatched]
 
 
+def test_who_watches_may_say_that_it_is_enough():
+    made, [prefix] = engine(), prompts(1)
+    whole = ask(made, prefix, n=3, seed=5)
+    short, *rest = asyncio.run(_enough(made, prefix, SamplingParams(20, seed=5), at=4))
+    assert short.tokens == whole[0].tokens[:5] and short.stop is StopReason.LENGTH and idle(made)
+    assert [c.tokens for c in rest] == [c.tokens for c in whole[1:]]
+    assert short.cost.sampled_tokens == 5
+
+
+async def _enough(made, prefix, params, at):
+    heard = []
+
+    def watch(i, token):
+        heard.append(i)
+        return i == 0 and heard.count(0) > at
+
+    return await made.sample(prefix, params, 3, watch)
+
+
 # ------------------------------------------------------------------------------------------ ends
 
 

@@ -113,7 +113,8 @@ class LocalEngine:
         self, prefix_tokens: Sequence[int], params: SamplingParams, n: int = 1, watch: Watch | None = None
     ) -> list[Completion]:
         """See `Sampler.sample`. `watch(i, token)` hears of every token of the i-th sample in the step that draws it
-        (forced ones left out); it is called between two steps of all requests, so it must be quick and never raise."""
+        (forced ones left out), and ends the sample there (`StopReason.LENGTH`) by returning True. It is called between
+        two steps of all requests, so it must be quick and never raise."""
         prefix = self._checked(prefix_tokens, params, n)
         if n == 0:
             return []
@@ -360,14 +361,15 @@ class LocalEngine:
         s.length[slot_R] += 1
         for r in restricted:
             s.request(int(slot_R[r])).kept.append(drawn.kept_R[r])
+        enough_R = s.length[slot_R] >= s.limit[slot_R]
         for r in np.flatnonzero(s.live[slot_R]).tolist():
             request = s.request(int(slot_R[r]))
             assert request.watch is not None
-            request.watch(request.index, int(drawn.tokens_R[r]))
+            enough_R[r] |= request.watch(request.index, int(drawn.tokens_R[r])) is True
         stopped_R = self._end[drawn.tokens_R] | (s.stop_tokens[slot_R] == drawn.tokens_R[:, None]).any(-1)
         for r in np.flatnonzero(s.watched[slot_R]).tolist():
             stopped_R[r] |= _completes_stop(s.request(int(slot_R[r])), int(drawn.tokens_R[r]))
-        ended = np.flatnonzero(stopped_R | (s.length[slot_R] >= s.limit[slot_R])).tolist()
+        ended = np.flatnonzero(stopped_R | enough_R).tolist()
         reasons = [StopReason.STOP if stopped_R[r] else StopReason.LENGTH for r in ended]
         return [s.finish(int(slot_R[r]), stop) for r, stop in zip(ended, reasons, strict=True)]
 

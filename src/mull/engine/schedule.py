@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from mull.engine.sampling import Bans
 
 
-Watch = Callable[[int, int], None]  # gets (number of the sample in its call, token)
+Watch = Callable[[int, int], bool | None]  # gets (number of the sample in its call, token); True: enough of it
 
 
 def pages_for(tokens: int) -> int:
