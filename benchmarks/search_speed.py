@@ -28,8 +28,8 @@ from mull.evals.evaluate import evaluate, held_out
 from mull.ledger import Budget
 from mull.machine import describe
 from mull.models import hf
+from mull.models.nano import model_folder
 from mull.models.value import ValueModel
-from mull.recipes.rl import model_folder
 from mull.scorers.confidence import Confidence
 from mull.scorers.value import ValueScorer
 from mull.search.named import named

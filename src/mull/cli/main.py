@@ -123,7 +123,7 @@ def think_command(
 ) -> None:
     """Ask: the thought, the answer, what they cost."""
     from mull.recipes import think
-    from mull.recipes.sources import Source
+    from mull.search.sources import Source
 
     if (question is None) == (task is None):
         raise UserError("give one question in quotes, or --task NAME for a held-out problem (not both)")

@@ -133,3 +133,8 @@ def shipped_folder() -> Path:
     if not (folder / "config.json").is_file():
         raise UserError(f"the nano model is missing at {folder}: reinstall mull, or train it with runs/nano.sh")
     return folder
+
+
+def model_folder(name: str) -> Path:
+    """The folder of a model as people name it: "nano" is the one that ships."""
+    return shipped_folder() if name == "nano" else Path(name)

@@ -31,8 +31,8 @@ from mull.files import plain, write_whole
 from mull.ledger import Budget, Ledger
 from mull.machine import describe as machine
 from mull.models import hf
+from mull.models.nano import model_folder
 from mull.progress import Mode, Progress
-from mull.recipes.rl import model_folder
 from mull.runfolder import RunFolder
 from mull.search.sample import sample
 from mull.tasks.load import load_task

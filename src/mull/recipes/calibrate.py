@@ -29,12 +29,12 @@ from mull.machine import commit, machine
 from mull.models.value import read_info
 from mull.progress import Mode
 from mull.recipes.compare import CompareConfig, read_cells, run_cells
-from mull.recipes.sources import UNTRAINED, Source
 from mull.runfolder import RunFolder
 from mull.search.allocate import FROM_CHAINS, Calibration, Plan, Point
 from mull.search.choose import Aggregate
 from mull.search.difficulty import features
 from mull.search.named import named
+from mull.search.sources import UNTRAINED, Source
 from mull.tasks.load import load_task
 from mull.types import Question
 

@@ -32,11 +32,11 @@ from mull.files import write_whole
 from mull.ledger import Budget
 from mull.machine import commit, machine
 from mull.progress import Mode, Progress
-from mull.recipes.sources import Opened, Source, opened
 from mull.runfolder import RunFolder
 from mull.search.allocate import FROM_CHAINS
 from mull.search.named import STRATEGIES, Named, named
 from mull.search.sample import Decoding
+from mull.search.sources import Opened, Source, opened
 from mull.tasks.load import load_task
 
 GREEDY, BASE = "greedy", "vote"  # a reference line; the strategy whose chains say how hard a problem is

@@ -51,9 +51,10 @@ from mull.machine import describe as machine
 from mull.models import hf
 from mull.models.compiled import compile_layers
 from mull.models.flops import train_flops
+from mull.models.nano import model_folder
 from mull.models.transformer import Transformer
 from mull.progress import Mode, Progress
-from mull.recipes.rl import model_folder, totals
+from mull.recipes.rl import totals
 from mull.runfolder import RunFolder
 from mull.search.sample import Decoding, sample
 from mull.search.turns import INSTRUCTION, attempts, bridge, two_turns

@@ -32,8 +32,9 @@ from mull.files import read_jsonl, write_whole
 from mull.ledger import Budget, Ledger
 from mull.machine import commit, machine
 from mull.models import hf
+from mull.models.nano import model_folder
 from mull.progress import Mode, Progress
-from mull.recipes.rl import RLConfig, model_folder, rl
+from mull.recipes.rl import RLConfig, rl
 from mull.runfolder import RunFolder
 from mull.search.sample import sample, sample_forced
 from mull.tasks.load import load_task

@@ -51,16 +51,17 @@ from mull.ledger import Budget, Ledger
 from mull.models import hf
 from mull.models.compiled import compile_layers
 from mull.models.flops import train_flops
+from mull.models.nano import model_folder
 from mull.models.transformer import Transformer
 from mull.progress import Mode, Progress
 from mull.recipes.dpo import in_epochs, measured
-from mull.recipes.rl import model_folder, refuse_impossible
+from mull.recipes.rl import refuse_impossible
 from mull.recipes.search_data import searched, tools_of
 from mull.recipes.sft import spent
-from mull.recipes.sources import Source
 from mull.runfolder import RunFolder
 from mull.search.named import named
 from mull.search.sample import ON_POLICY, sample
+from mull.search.sources import Source
 from mull.tasks.base import Checked
 from mull.tasks.load import load_task
 from mull.types import Cost, Sample, Trace

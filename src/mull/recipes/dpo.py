@@ -46,15 +46,16 @@ from mull.ledger import Budget, Ledger
 from mull.models import hf
 from mull.models.compiled import compile_layers
 from mull.models.flops import train_flops
+from mull.models.nano import model_folder
 from mull.models.transformer import Transformer
 from mull.progress import Mode, Progress
-from mull.recipes.rl import model_folder, refuse_impossible
+from mull.recipes.rl import refuse_impossible
 from mull.recipes.search_data import searched, tools_of
 from mull.recipes.sft import spent
-from mull.recipes.sources import Opened, Source
 from mull.runfolder import RunFolder
 from mull.search.named import named
 from mull.search.sample import Decoding, leaf_cost
+from mull.search.sources import Opened, Source
 from mull.tasks.load import load_task
 from mull.types import Cost, Sample, Trace
 

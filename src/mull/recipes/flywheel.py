@@ -44,6 +44,7 @@ from mull.ledger import Budget, Ledger
 from mull.models import hf
 from mull.models.compiled import compile_layers
 from mull.models.flops import train_flops
+from mull.models.nano import model_folder
 from mull.models.transformer import Transformer
 from mull.progress import Mode, Progress
 from mull.recipes import flywheel_rule as rule
@@ -65,12 +66,12 @@ from mull.recipes.flywheel_data import (
 )
 from mull.recipes.flywheel_report import exported, reported, spent, totals, write_report
 from mull.recipes.flywheel_rule import Turn
-from mull.recipes.rl import model_folder, refuse_impossible
+from mull.recipes.rl import refuse_impossible
 from mull.recipes.search_data import tools_of
-from mull.recipes.sources import UNTRAINED, Opened, Source
 from mull.runfolder import RunFolder
 from mull.scorers.confidence import Confidence
 from mull.search.named import named
+from mull.search.sources import UNTRAINED, Opened, Source
 from mull.store import Made, Store, weights_hash
 from mull.store.curate import Order
 from mull.store.curriculum import Curriculum

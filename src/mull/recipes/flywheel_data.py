@@ -34,8 +34,8 @@ from mull.learn.pairs import Pair, Side, paths_of, sft_sample
 from mull.learn.pairs import Path as Chain
 from mull.ledger import Budget
 from mull.recipes.dpo import Lesson
-from mull.recipes.sources import Opened
 from mull.search.sample import Decoding
+from mull.search.sources import Opened
 from mull.store import ChainRow, Count, Made, Record, Store, record_of
 from mull.store.curate import curate
 from mull.store.curriculum import Curriculum, choose

@@ -21,9 +21,9 @@ from mull.learn.samples import truncated
 from mull.ledger import Budget
 from mull.machine import describe
 from mull.progress import Mode, Progress
-from mull.recipes.sources import Source, opened
 from mull.search.named import Named, named
 from mull.search.sample import Decoding, leaf_cost
+from mull.search.sources import Source, opened
 from mull.tasks.base import Split, refuse_unknown
 from mull.tasks.load import load_task
 

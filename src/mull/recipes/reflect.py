@@ -50,8 +50,8 @@ from mull.machine import describe
 from mull.models import hf
 from mull.models.compiled import compile_layers
 from mull.models.flops import train_flops
+from mull.models.nano import model_folder
 from mull.progress import Mode, Progress
-from mull.recipes.rl import model_folder
 from mull.runfolder import RunFolder
 from mull.search.sample import sample
 from mull.search.turns import converse

@@ -27,8 +27,9 @@ from mull.evals.report_data import ReportData, behaviour_rows
 from mull.files import read_jsonl, write_whole
 from mull.ledger import Budget, Ledger
 from mull.models import hf
+from mull.models.nano import model_folder
 from mull.recipes.demo import metric_series, pick, shown_thought, train_curves
-from mull.recipes.rl import RLConfig, model_folder
+from mull.recipes.rl import RLConfig
 from mull.tasks.load import load_task
 
 PROBLEMS, SAMPLES = 64, 2  # sampled anew, held out

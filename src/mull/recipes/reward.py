@@ -38,13 +38,14 @@ from mull.models import hf
 from mull.models.compiled import compile_layers
 from mull.models.deepen import deepen
 from mull.models.flops import train_flops
+from mull.models.nano import model_folder
 from mull.models.transformer import Transformer
 from mull.models.value import ScorerInfo, ValueModel, save_critic, save_value
 from mull.progress import Mode, Progress
 from mull.recipes import reward_data as data
 from mull.recipes.reward_eval import measured
 from mull.recipes.reward_lessons import Lesson, lessons, tokens_of
-from mull.recipes.rl import model_folder, refuse_impossible
+from mull.recipes.rl import refuse_impossible
 from mull.recipes.sft import spent
 from mull.runfolder import RunFolder
 from mull.tasks.load import load_task

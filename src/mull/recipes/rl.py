@@ -44,7 +44,7 @@ from mull.ledger import Budget, Ledger
 from mull.models import hf
 from mull.models.compiled import compile_layers
 from mull.models.flops import train_flops
-from mull.models.nano import shipped_folder
+from mull.models.nano import model_folder
 from mull.models.transformer import Transformer
 from mull.progress import Mode, Progress
 from mull.runfolder import RunFolder
@@ -321,10 +321,6 @@ def learn(
 
 MAY_CHANGE = ("steps", "trained_tokens", "sampled_tokens", "flops", "threads", "eval_every")  # when a run is resumed
 SHOWN = ("reward", "length", "truncated", "entropy", "grad_norm")  # in the terminal; metrics.jsonl has everything
-
-
-def model_folder(name: str) -> Path:
-    return shipped_folder() if name == "nano" else Path(name)
 
 
 def refuse_impossible(

@@ -21,9 +21,9 @@ from mull.errors import StopReason
 from mull.evals.evaluate import Evaluation, Held, evaluate
 from mull.ledger import Budget
 from mull.recipes.reward_data import Told, claim, in_rounds
-from mull.recipes.sources import Opened, Source, opened
 from mull.search.named import Named
 from mull.search.sample import Decoding
+from mull.search.sources import Opened, Source, opened
 from mull.types import Cost, Question, Span, SpanKind, Trace, Verdict
 
 

@@ -35,8 +35,8 @@ from mull.ledger import Budget, Ledger
 from mull.models import hf
 from mull.models.compiled import compile_layers
 from mull.models.flops import train_flops
+from mull.models.nano import model_folder
 from mull.progress import Mode, Progress
-from mull.recipes.rl import model_folder
 from mull.runfolder import RunFolder
 from mull.tasks.base import Checked, Task
 from mull.tasks.load import load_task

@@ -46,9 +46,9 @@ from mull.ledger import Budget, Ledger
 from mull.models import hf
 from mull.models.compiled import compile_layers
 from mull.models.flops import train_flops
+from mull.models.nano import model_folder
 from mull.models.transformer import Transformer
 from mull.progress import Mode, Progress
-from mull.recipes.rl import model_folder
 from mull.recipes.star_data import ROUND, ask_all, asked_of, drawn, measured, summary
 from mull.runfolder import RunFolder
 from mull.search.sample import Decoding

@@ -17,9 +17,9 @@ from mull.evals.grade import grade
 from mull.learn.samples import truncated
 from mull.ledger import Budget
 from mull.progress import printable
-from mull.recipes.sources import Opened, Source, opened
 from mull.search.named import named, of_the_problem
 from mull.search.sample import Decoding
+from mull.search.sources import Opened, Source, opened
 from mull.search.vote import majority
 from mull.tasks.base import Checked
 from mull.tasks.load import load_task

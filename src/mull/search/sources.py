@@ -20,7 +20,7 @@ from mull.engine.local import LocalEngine
 from mull.engine.sampler import Sampler
 from mull.errors import UserError
 from mull.models import hf
-from mull.recipes.rl import model_folder
+from mull.models.nano import model_folder
 from mull.scorers.base import Scorer
 from mull.scorers.confidence import Confidence, Measure, SampledLogprob
 from mull.scorers.critic import Critic
