@@ -17,6 +17,7 @@ from mull.evals.grade import grade
 from mull.learn.samples import truncated
 from mull.ledger import Budget
 from mull.progress import printable
+from mull.search.choose import same_text
 from mull.search.named import named, of_the_problem
 from mull.search.sample import Decoding
 from mull.search.sources import Opened, Source, opened
@@ -124,11 +125,6 @@ def draw(ask: Ask) -> tuple[Checked, Problem]:
     task = load_task(ask.task or "")
     level = task.levels[0] if ask.level is None else ask.level
     return task, next(task.stream(level, "test", ask.seed))
-
-
-def same_text(question: Question, answer: str) -> str | None:
-    """Free answers are equal when they are the same words: nobody knows their form."""
-    return " ".join(answer.split()).casefold() or None
 
 
 def chain(trace: Trace, i: int, chat: Chat, task: Checked | None, problem: Problem | None) -> Chain:

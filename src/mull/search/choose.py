@@ -15,6 +15,11 @@ Pick = Literal["value", "weighted", "vote"]
 AGGREGATES: tuple[Aggregate, ...] = ("min", "product", "mean", "last")
 
 
+def same_text(question: Question, answer: str) -> str | None:
+    """Free answers are equal when they are the same words: nobody knows their form."""
+    return " ".join(answer.split()).casefold() or None
+
+
 def aggregate(scores: Sequence[float], how: Aggregate) -> float:
     """One number for a path from the scores of its steps, in [0, 1] like them; 0 for no scores.
 
