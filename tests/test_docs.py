@@ -21,7 +21,7 @@ import pytest
 ROOT = Path(__file__).parent.parent
 TOUR = ROOT / "docs" / "tour.md"
 DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "benchmarks" / "README.md"]
-DOCUMENTS += sorted((ROOT / "docs").glob("*.md"))
+DOCUMENTS += [*sorted((ROOT / "docs").glob("*.md")), *sorted((ROOT / "docs" / "methods").glob("*.md"))]
 
 # ---------------------------------------------------------------------------------------------- reading Markdown
 
