@@ -198,7 +198,7 @@ class Job:
         shown, stopped = until(content, self.stop)
         return Result(
             self.plan,
-            shown or content or NO_ANSWER,
+            shown.rstrip() or content or NO_ANSWER,
             thought,
             "length" if cut and not stopped else "stop",
             len(live.prompt),
@@ -270,6 +270,8 @@ async def follow(job: Job, tick: float = 0.5, gather: float = 0.03) -> AsyncGene
                     for section in tell(summary.push(text)):
                         yield section
                 if text := spoken.read(job.live):
+                    for section in tell(summary.rest("", ())):
+                        yield section
                     yield Delta(text)
             if time.monotonic() - last >= tick:
                 last = time.monotonic()

@@ -97,10 +97,10 @@ def plan(
     level = "none" if wish.think is False or wish.think_budget == 0 else wish.effort or default
     answer = max(1, min(answer_tokens, room - 1, wish.max_tokens or room))
     total = wish.max_tokens
+    if total is not None and total < 2 * answer and level != "none":
+        answer = max(1, total // 2)  # a small budget is shared: half of it must do for the answer
     if wish.think_budget is not None:
         total = min(total or 1 << 31, wish.think_budget + answer)
-    if total is not None and total < 2 * answer and level != "none":
-        answer = max(1, min(answer, total // 2))  # a small budget is shared: half of it must do for the answer
     thought = 0 if level == "none" else max(0, min(think_tokens, room - answer - 1))
     if total is not None:
         thought = min(thought, total - answer)
