@@ -43,6 +43,9 @@ class Settings:
     keys: Path | None = None  # a file with one API key on a line; none: no key is asked for
     origins: tuple[str, ...] = ()  # web origins that may call from a browser; none: CORS is off
     store: Path | None = None  # SQLite file of stored responses; none: in memory, gone with the process
+    store_days: float = 30.0  # that a response is kept
+    store_bytes: int = 1 << 28  # of all stored responses; the oldest make room
+    secret: Path | None = None  # what encrypted_content is sealed with, made if absent; none: it dies with the process
     watch_model: float = 0.0  # seconds between looks for new weights in the model's folder; 0: never
     log_prompts: bool = False  # prompts and answers in the log
     page: bool = True  # the web page at /
@@ -50,13 +53,21 @@ class Settings:
     threads: int = 0  # of torch; 0: its own choice
 
     def __post_init__(self) -> None:
-        for key in ("answer_tokens", "max_samples", "max_choices", "max_body", "max_messages", "max_sequences"):
+        for key in (
+            "answer_tokens",
+            "max_samples",
+            "max_choices",
+            "max_body",
+            "max_messages",
+            "max_sequences",
+            "store_bytes",
+        ):
             if getattr(self, key) < 1:
                 raise UserError(f"{key}={getattr(self, key)} must be 1 or more")
         for key in ("think_tokens", "queue", "memory_bytes", "threads", "watch_model"):
             if getattr(self, key) < 0:
                 raise UserError(f"{key}={getattr(self, key)} must not be negative")
-        for key in ("max_seconds", "queue_seconds", "drain_seconds", "ping_seconds", "overcommit"):
+        for key in ("max_seconds", "queue_seconds", "drain_seconds", "ping_seconds", "overcommit", "store_days"):
             if not getattr(self, key) > 0:
                 raise UserError(f"{key}={getattr(self, key)} must be above 0")
         if not 0 <= self.port < 65536:
