@@ -1,0 +1,89 @@
+#!/usr/bin/env bash
+# Reflection in three pieces, all on the model that ships.
+#
+#   reflect  RefAug: worked solutions with another way and a further problem behind the answer, against the same without,
+#            at equal examples and (from more problems, and from more passes) at equal tokens
+#   correct  SCoRe: a second attempt at the same question, against its ablations, plain RL, STaR and supervised pairs
+#   aha      how often chains check, backtrack and begin again, and what that is worth: base, fine-tuned, trained by RL.
+#            The trained models are those of runs/rl_against_sft.sh where its run folder has them, else short ones of
+#            its own; which, is settled when a model is first needed and stays so for the run folder.
+#
+# Three seeds. About 75 minutes on two cores; goes on where it was stopped.
+#
+#   runs/reflection.sh [run folder]
+set -euo pipefail
+cd "$(dirname "$0")/.."
+set -- "${1:-runs/reflection}" "${@:2}"
+export OMP_NUM_THREADS=1 OMP_WAIT_POLICY=passive
+out=$1
+bin=${BIN:-.venv/bin}
+seeds=${SEEDS:-0 1 2}
+problems=${PROBLEMS:-1500}              # worked ones, of reflect
+steps=${STEPS:-60}                      # of correct; a third of them in stage I
+tokens=${TOKENS:-600000}                # that aha's own models learn from, where it has to train them
+held=${HELD:-200}                       # held-out problems of each measurement
+trained=${TRAINED:-runs/rl-against-sft} # where aha looks for models
+
+reflect() { # task levels harder seed
+    "$bin/mull" reflect --task "$1" --seed "$4" --resume --quiet --out "$out/reflect/$1-$4" -o "levels=$2" \
+        -o "hard_levels=$3" -o "problems=$problems" -o lr=1e-3 -o "eval_problems=$held" \
+        -o eval_samples=4
+    "$bin/python" runs/reflection_evidence.py passes "$out" "$1" "$4"
+}
+
+# Every method samples about as many tokens a step: one of single attempts asks twice as many questions. beta2 is ten
+# times the recipe's default, the paper's: with less of it, stage I moved the first attempt nearly as far as the second.
+correct() { # arm seed
+    local options
+    case $1 in
+        score) options=() ;;
+        no-stage1) options=(-o stage1_steps=0) ;;
+        no-bonus) options=(-o alpha=0) ;;
+        star) options=(--method star) ;;
+        first | pair_sft) options=(--method "$1" -o groups=32) ;;
+    esac
+    "$bin/mull" correct --task chain --steps "$steps" --seed "$2" --resume --quiet --out "$out/correct/chain/$1-$2" \
+        -o 'levels=[1,2]' -o "stage1_steps=$((steps / 3))" -o groups=16 -o group_size=8 -o beta2=1 -o eval_problems=0 \
+        "${options[@]}"
+    "$bin/python" runs/reflection_evidence.py attempts "$out" "$held" "$1" "$2"
+}
+
+model() { # sft|rl task seed: leaves it in $out/aha/models/KIND-TASK-SEED/model
+    local there=$trained/$2/$1-$3 here=$out/aha/models/$1-$2-$3
+    if [ ! -e "$here" ] && [ -d "$there/model" ]; then
+        mkdir -p "$out/aha/models"
+        ln -s "$(realpath "$there")" "$here"
+    fi
+    [ ! -d "$here/model" ] || return 0
+    local common=(--task "$2" -o 'levels=[1,2]' --seed "$3" --resume --quiet -o dtype=bfloat16 --out "$here")
+    case $1 in
+        sft) "$bin/mull" sft "${common[@]}" --steps $((tokens / 8192)) -o lr=1e-3 -o eval_problems=0 ;;
+        rl) "$bin/mull" rl "${common[@]}" --steps 2000 -o "trained_tokens=$tokens" -o lr=3e-4 ;;
+    esac
+}
+
+aha() { # task seed; the held-out problems are the same for all seeds of training
+    model sft "$1" "$2"
+    model rl "$1" "$2"
+    local models=(--model "sft=$out/aha/models/sft-$1-$2/model" --model "rl=$out/aha/models/rl-$1-$2/model")
+    [ "$2" != "${seeds%% *}" ] || models=(--model base=nano "${models[@]}")
+    "$bin/mull" aha --task "$1" --seed 0 --resume --quiet --out "$out/aha/$1-$2" "${models[@]}" \
+        -o 'levels=[1,2]' -o "problems=$held" -o samples=4 -o each=1 -o resamples=4
+}
+
+if [ "${2:-}" = job ]; then
+    "${@:3}"
+    exit
+fi
+# One process a core: training a small model does not use two threads well. The longest jobs come first.
+{
+    for seed in $seeds; do for task in countdown chain; do echo "aha $task $seed"; done; done
+    for seed in $seeds; do for arm in score no-stage1 no-bonus first star pair_sft; do echo "correct $arm $seed"; done; done
+    for seed in $seeds; do
+        echo "reflect addition [2,3] [4] $seed"
+        echo "reflect chain [1,2] [3] $seed"
+    done
+} | xargs -P 2 -L 1 runs/reflection.sh "$out" job
+"$bin/python" runs/reflection_evidence.py attempts "$out" "$held" base 0
+# shellcheck disable=SC2086
+"$bin/python" runs/reflection_evidence.py table "$out" $seeds
