@@ -54,3 +54,8 @@ def busy(message: str, seconds: float) -> ApiError:
 def going_down() -> ApiError:
     message = "The server is shutting down or not ready yet: try again in a moment."
     return ApiError(503, message, type="server_error", code="server_unavailable", headers={"Retry-After": "2"})
+
+
+def broken() -> ApiError:
+    """Our own fault. What went wrong is in the log, not in the answer."""
+    return ApiError(500, "The server had an error while processing the request.", type="server_error")
