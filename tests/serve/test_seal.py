@@ -19,13 +19,13 @@ def closed() -> str:
     return SEAL.close(THOUGHT, "rs_1", "key")
 
 
-def refused(content: str, seal: Seal = SEAL, item: str = "rs_1", owner: str = "key") -> ApiError:
+def refused(content: str, seal: Seal = SEAL, item: str | None = "rs_1", owner: str = "key") -> ApiError:
     with pytest.raises(ApiError) as caught:
         seal.open(content, item, owner, "input[2].encrypted_content")
     problem = caught.value
     assert problem.status == 400 and problem.code == "invalid_encrypted_content"
     assert problem.param == "input[2].encrypted_content" and problem.type == "invalid_request_error"
-    assert item in problem.message and "b=7" not in problem.message
+    assert (item or "") in problem.message and "b=7" not in problem.message
     return problem
 
 
@@ -33,6 +33,7 @@ def refused(content: str, seal: Seal = SEAL, item: str = "rs_1", owner: str = "k
 def test_what_was_closed_opens(thought):
     content = SEAL.close(thought, "rs_1", "key")
     assert SEAL.open(content, "rs_1", "key", "input") == thought
+    assert SEAL.open(content, None, "key", "input") == thought  # clients may leave the id out
     assert Seal(SECRET, "nano").open(content, "rs_1", "key", "input") == thought  # another process, the same secret
 
 
@@ -42,7 +43,7 @@ def test_nothing_can_be_read_and_no_two_are_alike():
     assert len({r[:NONCE] for r in raw}) == len({r[NONCE:] for r in raw}) == 50
     for content, r in zip(made, raw, strict=True):
         assert "b=7" not in content and b"b=7" not in r and base64.b64encode(b"b=7, so") not in content.encode()
-        assert len(r) == NONCE + len(THOUGHT.encode()) + 16
+        assert len(r) == NONCE + len(f"rs_1\n{THOUGHT}".encode()) + 16
 
 
 def test_every_changed_byte_is_found():
@@ -97,6 +98,9 @@ def test_it_is_bound_to_secret_model_owner_and_item():
     refused(content, owner="")
     refused(content, owner="key2")
     refused(content, item="rs_2")
+    refused(content, item="")
+    refused(content, item="rs_1\na=3")
+    refused(content, item=None, owner="key2")
     # The parts cannot be shifted against each other.
     shifted = Seal(SECRET, "nan").close(THOUGHT, "rs_1", "okey")
     refused(shifted)

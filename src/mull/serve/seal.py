@@ -1,9 +1,9 @@
 """`encrypted_content`: a hidden thought that a client carries from request to request, and can neither read nor change.
 
 AES-256-GCM under a key that HKDF-SHA256 derives from the server's secret. What it is bound to is authenticated beside
-it: the format, the model's name, the hash of the API key that it was made for, and the id of the reasoning item that
-it belongs to. Opening gives the thought or an error; there is no other way, and nothing is ever passed on in the open.
-Needs `cryptography`.
+it: the format, the model's name and the hash of the API key that it was made for. The id of its reasoning item is
+sealed with the thought: it must match where a client gives one back, and clients may leave it out. Opening gives the
+thought or an error; there is no other way, and nothing is ever passed on in the open. Needs `cryptography`.
 """
 
 from __future__ import annotations
@@ -38,28 +38,32 @@ class Seal:
 
     def close(self, thought: str, item: str, owner: str) -> str:
         """`item`: the reasoning item's id; `owner`: the hash of the API key, "" where no keys are asked for."""
-        nonce = os.urandom(NONCE)
-        sealed = self._aead.encrypt(nonce, thought.encode("utf-8", "replace"), self._bound(item, owner))
+        nonce, data = os.urandom(NONCE), f"{item}\n{thought}".encode("utf-8", "replace")
+        sealed = self._aead.encrypt(nonce, data, self._bound(owner))
         return PREFIX + base64.urlsafe_b64encode(nonce + sealed).decode()
 
-    def open(self, content: str, item: str, owner: str, param: str) -> str:
+    def open(self, content: str, item: str | None, owner: str, param: str) -> str:
         """The thought; ApiError 400 `invalid_encrypted_content`, naming `param`, for anything but what `close` made
-        with the same secret, for the same model, item and owner. The error does not say which of these is wrong."""
+        with the same secret, for the same model, owner and (unless None) item. It does not say which is wrong."""
         try:
             data = base64.b64decode(content.removeprefix(PREFIX).encode("ascii"), altchars=b"-_", validate=True)
             # Base64 has several spellings of the same bytes, of which one is ours.
             if content == PREFIX + base64.urlsafe_b64encode(data).decode():
-                return self._aead.decrypt(data[:NONCE], data[NONCE:], self._bound(item, owner)).decode()
+                whose, _, thought = (
+                    self._aead.decrypt(data[:NONCE], data[NONCE:], self._bound(owner)).decode().partition("\n")
+                )
+                if item in (None, whose):
+                    return thought
         except (ValueError, self._refused):
             pass
         raise _unverified(item, param)
 
-    def _bound(self, item: str, owner: str) -> bytes:
-        parts = [FORMAT, *(part.encode("utf-8", "replace") for part in (self._model, owner, item))]
+    def _bound(self, owner: str) -> bytes:
+        parts = [FORMAT, *(part.encode("utf-8", "replace") for part in (self._model, owner))]
         return b"".join(len(part).to_bytes(8, "big") + part for part in parts)
 
 
-def _unverified(item: str, param: str) -> ApiError:
+def _unverified(item: str | None, param: str) -> ApiError:
     whose = f" for item {item}" if item else ""
     message = (
         f"The encrypted content{whose} could not be verified: give back what this server made for the same model, API "
