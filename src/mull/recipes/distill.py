@@ -96,6 +96,7 @@ class DistillConfig:
     think_tokens: int = 256
     answer_tokens: int = 32
     micro_tokens: int = 4096  # tokens of one forward and backward pass, padding included
+    optimizer: Literal["adamw", "muon"] = "adamw"  # muon learns about twice as fast from fresh weights
     lr: float = 1e-3
     warmup: int = 10
     weight_decay: float = 0.0
@@ -146,7 +147,9 @@ def distill(cfg: DistillConfig, command: str = "", resume: bool = False, mode: M
         )
     context = min(teacher.config.max_positions, student.config.max_positions)
     refuse_impossible(cfg, tasks, chat, context)  # type: ignore[arg-type]
-    optimizer = optim.adamw(student, cfg.lr, cfg.weight_decay)
+    make = optim.muon if cfg.optimizer == "muon" else optim.adamw
+    optimizers = make(student, cfg.lr, cfg.weight_decay)
+    optimizers = optimizers if isinstance(optimizers, list) else [optimizers]
     ledger = Ledger()
     step = 0
 
@@ -164,7 +167,8 @@ def distill(cfg: DistillConfig, command: str = "", resume: bool = False, mode: M
         if latest := run.latest():
             step, state = latest
             student.load_state_dict(state["model"])
-            optimizer.load_state_dict(state["optimizer"])
+            for one, saved in zip(optimizers, state["optimizers"], strict=True):
+                one.load_state_dict(saved)
             ledger = Ledger.restore(state["ledger"])
         run.truncate_metrics(step if latest else -1)
         if step == 0:
@@ -191,7 +195,7 @@ def distill(cfg: DistillConfig, command: str = "", resume: bool = False, mode: M
                     chosen = [todo[i] for i in plan[step]]
                 learnt = learn(cfg, student, teacher, chosen)
                 lr = optim.cosine(step, peak=cfg.lr, total=len(plan), warmup=cfg.warmup)
-                update = optim.step(student, optimizer, lr, cfg.max_grad_norm)
+                update = optim.step(student, optimizers, lr, cfg.max_grad_norm)
                 step += 1
                 seconds = time.perf_counter() - began
                 lengths = [len(s.tokens) for s in chosen]
@@ -216,7 +220,7 @@ def distill(cfg: DistillConfig, command: str = "", resume: bool = False, mode: M
                 if step % cfg.checkpoint_every == 0 or step == len(plan):
                     state = {
                         "model": student.state_dict(),
-                        "optimizer": optimizer.state_dict(),
+                        "optimizers": [one.state_dict() for one in optimizers],
                         "ledger": ledger.state(),
                     }
                     run.save_checkpoint(step, state, lambda folder: hf.save(student, folder / "hf", source))
