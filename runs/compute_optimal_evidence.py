@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,9 @@ RESAMPLES = 2000
 def main() -> None:
     run = Path(sys.argv[1])
     cfg = configs.load(CompareConfig, run / "compare" / "config.toml")
-    cells = read_cells(cfg)
+    cells = read_cells(replace(cfg, out=run / "compare"))
+    autos = [read_cells(configs.load(CompareConfig, p)).cells for p in sorted(run.glob("auto-*/config.toml"))]
+    cells = Cells([*cells.cells, *(c for found in autos for c in found if c.strategy == "auto")])
     rows = []
     for task in cells.shown_tasks():
         one = cells.mean("vote", max(cfg.budgets), task, "flops") / max(cfg.budgets)

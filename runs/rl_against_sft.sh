@@ -11,16 +11,28 @@ cd "$(dirname "$0")/.."
 export OMP_NUM_THREADS=1 OMP_WAIT_POLICY=passive
 out=${1:-runs/rl-against-sft}
 bin=${BIN:-.venv/bin}
-tokens=${TOKENS:-2000000} # prompts included
+tokens=${TOKENS:-1500000} # prompts included
 seeds=${SEEDS:-0 1 2}
+rates=${RATES:-3e-4 1e-3 3e-3 6e-3}
+
+# Fine-tuning gets the best of four learning rates, chosen on valid problems; reinforcement learning has the demo's.
+sweep() { # task
+    for lr in $rates; do
+        "$bin/mull" sft --task "$1" -o 'levels=[1,2]' --seed 9 --resume --quiet -o dtype=bfloat16 \
+            --out "$out/$1/sweep-$lr" -o eval_problems=0 --steps $((tokens / 8192)) -o "lr=$lr" >&2
+    done
+    # shellcheck disable=SC2086
+    "$bin/python" runs/rl_against_sft_evidence.py choose "$out" "$1" $rates
+}
 
 arms() { # task
-    local task=$1 common
+    local task=$1 common best
+    best=$(sweep "$task")
     for seed in $seeds; do
         common=(--task "$task" -o 'levels=[1,2]' --seed "$seed" --resume --quiet -o dtype=bfloat16)
         rl=("${common[@]}" --steps 2000 -o "trained_tokens=$tokens" -o lr=3e-4)
         "$bin/mull" sft "${common[@]}" --out "$out/$task/sft-$seed" -o eval_problems=0 --steps $((tokens / 8192)) \
-            -o lr=1e-3
+            -o "lr=$best"
         "$bin/mull" rl "${rl[@]}" --out "$out/$task/rl-$seed"
         "$bin/mull" rl "${rl[@]}" --out "$out/$task/expert-$seed" -o algorithm=expert
         "$bin/mull" rl "${rl[@]}" --out "$out/$task/random-$seed" -o random_reward=true

@@ -1,15 +1,20 @@
 """The measurements and tables of runs/rl_against_sft.sh.
 
+python runs/rl_against_sft_evidence.py choose RUN TASK LR…      the learning rate of SFT that is best on valid problems
 python runs/rl_against_sft_evidence.py measure RUN TASK SEED…   256 chains for each held-out problem, every model
 python runs/rl_against_sft_evidence.py table RUN                docs/evidence/rl-against-sft*.json
 """
 
 from __future__ import annotations
 
+import json
 import sys
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from mull.evals import arms, evidence
+from mull.files import write_whole
 from mull.models.nano import shipped_folder
 
 TASKS = ("chain", "countdown")
@@ -28,7 +33,24 @@ EXPERIMENT = arms.Experiment(
 )
 
 
+def choose(run: Path, task: str, rates: Sequence[str]) -> str:
+    """The rate whose model (RUN/TASK/sweep-RATE) is right most often on valid problems; measured once."""
+    path = run / task / "sweep.json"
+    found: dict[str, float] = json.loads(path.read_text()) if path.exists() else {}
+    small = replace(EXPERIMENT, chains=16)
+    for rate in rates:
+        if rate not in found:
+            rows = arms.counts(small, run / task / f"sweep-{rate}" / "model", task, (1, 2), split="valid")
+            found[rate] = sum(r["right"] for r in rows) / sum(r["n"] for r in rows)
+            write_whole(path, json.dumps(found).encode())
+    return max(rates, key=found.__getitem__)
+
+
 def main(what: str, run: Path, *more: str) -> None:
+    if what == "choose":
+        task, *rates = more
+        print(choose(run, task, rates))
+        return
     if what == "measure":
         task, *seeds = more
         arms.measure(EXPERIMENT, run, task, map(int, seeds))

@@ -15,7 +15,7 @@ import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -61,10 +61,17 @@ def measure(what: Experiment, run: Path, task: str, seeds: Iterable[int], say: A
             say(f"{task}, {name}: measured in {time.time() - started:.0f} s", flush=True)
 
 
-def counts(what: Experiment, folder: Path, name: str, levels: tuple[int, ...], block: int = 32) -> list[dict[str, Any]]:
+def counts(
+    what: Experiment,
+    folder: Path,
+    name: str,
+    levels: tuple[int, ...],
+    block: int = 32,
+    split: Literal["test", "valid"] = "test",
+) -> list[dict[str, Any]]:
     """Per problem: chains that could be judged, right ones, and the mean tokens of a chain."""
     chat, task = Chat.load(folder), load_task(name)
-    held = held_out([task], levels, what.problems, "test", what.held_out)
+    held = held_out([task], levels, what.problems, split, what.held_out)
     budget = Budget(think_tokens=what.think_tokens, answer_tokens=what.answer_tokens, samples=what.chains)
     model = hf.load(folder)
     rows = []

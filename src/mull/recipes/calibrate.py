@@ -119,7 +119,8 @@ def plans(
     """The frontier of plans from the measured cells."""
     top = max(cfg.budgets)
     rules = ("vote", "weighted-vote", "best-of-n") if cfg.scorer else ("vote",)
-    sizes = sorted({cfg.probe, *(n for n in cfg.budgets if n > cfg.probe)})
+    doublings = {cfg.probe << i for i in range(1, 32) if cfg.probe << i <= top}  # cost nothing: the pool is there
+    sizes = sorted({cfg.probe, *(n for n in cfg.budgets if n > cfg.probe), *doublings})
     candidates = [Plan(rule, n) for n in sizes for rule in (rules if n > cfg.probe else rules[:2][-1:])]
     candidates += [Plan(text, n) for text in cfg.strategies for n in sorted(cfg.budgets)]
     names = sorted(features(Question("", "", ""), [], lambda _, answer: answer, _score if cfg.scorer else None))
