@@ -24,6 +24,8 @@ from mull.serve.plan import SINGLE, Plan, Wish, plan
 from mull.serve.settings import Settings
 from mull.types import Question
 
+MOST = 128  # of any number in a client's strategy: how many branches a node has, and the like
+
 
 @dataclass
 class Service:
@@ -66,6 +68,14 @@ class Service:
         finally:
             self.jobs.pop(request, None)
 
+    @asynccontextmanager
+    async def place(self, tokens: int) -> AsyncIterator[Opened]:
+        """Room for `tokens` tokens, at most, sampled or read without a strategy (/v1/completions); what to do it with.
+        ApiError where there is none. Leaving gives the room back."""
+        if self.draining:
+            raise going_down()
+        yield self.tools
+
     def planned(self, wish: Wish) -> tuple[Question, Plan]:
         """What is asked and what may be spent on it; ApiError for a prompt that does not fit."""
         s = self.settings
@@ -103,6 +113,11 @@ class Service:
         from mull.search.named import named
 
         try:
-            self.tools.bind(named(made.strategy), lambda question, answer: answer, self.settings.calibration)
+            strategy = named(made.strategy)
+            for key, value in strategy.options.items():
+                most = self.settings.think_tokens if key == "least" else max(MOST, self.settings.max_samples)
+                if isinstance(value, (int, float)) and not -1 <= value <= most:
+                    raise UserError(f"strategy {made.strategy!r}: {key} must lie between -1 and {most} here")
+            self.tools.bind(strategy, lambda question, answer: answer, self.settings.calibration)
         except UserError as problem:
             raise invalid(str(problem), "mull.strategy") from None
