@@ -42,6 +42,15 @@ class Service:
         s = self.settings
         return s.name or s.endpoint_model or Path(s.model or "nano").resolve().name
 
+    def public(self, problem: UserError) -> str:
+        """What it says, without where the model lies or runs: that is for the operator alone."""
+        s, said = self.settings, str(problem)
+        for private in sorted({self.tools.chat.name, s.model, s.endpoint.rstrip("/"), s.tokenizer} - {""}, key=len)[
+            ::-1
+        ]:
+            said = said.replace(private, "the model")
+        return said
+
     @asynccontextmanager
     async def job(self, wish: Wish, request: str, choice: int = 0) -> AsyncIterator[Job]:
         """A job for a wish, once there is room for it; ApiError where it cannot be served. Leaving withdraws it.
@@ -84,7 +93,7 @@ class Service:
         try:
             prompt = len(self.tools.chat.prompt(question.asked))
         except UserError as problem:
-            raise invalid(str(problem), "messages") from None
+            raise invalid(self.public(problem), "messages") from None
         room = (self.tools.context or 1 << 20) - prompt
         if room < 2:
             message = f"The prompt has {prompt} tokens and the model's context is {self.tools.context}: shorten it."
@@ -120,4 +129,4 @@ class Service:
                     raise UserError(f"strategy {made.strategy!r}: {key} must lie between -1 and {most} here")
             self.tools.bind(strategy, lambda question, answer: answer, self.settings.calibration)
         except UserError as problem:
-            raise invalid(str(problem), "mull.strategy") from None
+            raise invalid(self.public(problem), "mull.strategy") from None

@@ -32,6 +32,7 @@ class Settings:
     max_choices: int = 8  # n of one request, at most
     max_seconds: float = 120.0  # of thinking, of one request; then it answers with what it has
     max_body: int = 1 << 20  # bytes of a request
+    body_seconds: float = 20.0  # in which a request's body must arrive
     max_messages: int = 256
     max_sequences: int = 256  # that the engine decodes at once
     memory_bytes: int = 0  # of keys and values; 0: the engine's default
@@ -67,7 +68,15 @@ class Settings:
         for key in ("think_tokens", "queue", "memory_bytes", "threads", "watch_model"):
             if getattr(self, key) < 0:
                 raise UserError(f"{key}={getattr(self, key)} must not be negative")
-        for key in ("max_seconds", "queue_seconds", "drain_seconds", "ping_seconds", "overcommit", "store_days"):
+        for key in (
+            "max_seconds",
+            "body_seconds",
+            "queue_seconds",
+            "drain_seconds",
+            "ping_seconds",
+            "overcommit",
+            "store_days",
+        ):
             if not getattr(self, key) > 0:
                 raise UserError(f"{key}={getattr(self, key)} must be above 0")
         if not 0 <= self.port < 65536:
