@@ -144,7 +144,7 @@ def by_turn(block: str, runs: Sequence[Run]) -> list[dict[str, Any]]:
             "asked": ("questions", lambda t: t["asked"]["new"] + t["asked"]["again"]),
             "right of the sampled": ("share", lambda t: t["asked"]["right"] / max(t["asked"]["chains"], 1)),
             "learnt": ("chains", lambda t: t["learnt"]["lessons"]),
-            "so far": ("FLOPs", lambda t: t["spent_flops"]),
+            "spent so far": ("TFLOPs", lambda t: t["spent_flops"] / 1e12),
         }
         for column, (unit, of) in counts.items():
             values = spread([float(of(run.turns[n])) for run in runs])
@@ -211,16 +211,16 @@ def spent(task: str, arms: dict[str, list[Run]]) -> list[dict[str, Any]]:
     own = FlywheelConfig().patience
     ends = {ARMS[arm]: (runs, [run.last for run in runs]) for arm, runs in arms.items()}
     ends["the loop, up to where the rule stopped it"] = (arms["loop"], [ended(run, own) for run in arms["loop"]])
-    units: dict[str, Callable[[list[dict[str, Any]]], float]] = {
-        "sampled tokens": lambda turns: sum(t["tokens"]["sampled"] for t in turns),
-        "trained tokens": lambda turns: sum(t["tokens"]["trained"] for t in turns),
-        "FLOPs": lambda turns: turns[-1]["spent_flops"],
+    columns: dict[str, tuple[str, Callable[[list[dict[str, Any]]], float]]] = {
+        "sampled": ("tokens", lambda turns: sum(t["tokens"]["sampled"] for t in turns)),
+        "trained": ("tokens", lambda turns: sum(t["tokens"]["trained"] for t in turns)),
+        "both": ("TFLOPs", lambda turns: turns[-1]["spent_flops"] / 1e12),
     }
     rows = []
     for label, (runs, until) in ends.items():
-        for unit, of in units.items():
+        for column, (unit, of) in columns.items():
             values = spread([float(of(run.turns[: end + 1])) for run, end in zip(runs, until, strict=True)])
-            rows.append(row(f"{task}: {unit} of {label} (range over seeds)", values, runs, unit, len(runs)))
+            rows.append(row(f"{task}, what it cost / {label} / {column}", values, runs, unit, len(runs)))
     return rows
 
 

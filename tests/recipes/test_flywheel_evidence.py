@@ -88,7 +88,7 @@ def written(script: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
         made(tmp_path / "run" / "chain" / f"once-{seed}", seed, (1, 6), (2, 7))
     monkeypatch.chdir(tmp_path)
     script.main(tmp_path / "run")
-    for name in ("flywheel", "flywheel-rule", "flywheel-data"):
+    for name in ("flywheel", "flywheel-rule", "flywheel-spent", "flywheel-data"):
         assert tables.grid(evidence.read(name))
     return {p.stem: {row["claim"]: row for row in evidence.read(p.stem)} for p in evidence.ROOT.glob("*.json")}
 
@@ -117,7 +117,7 @@ def test_turns_and_differences(written: dict[str, dict[str, evidence.Row]]):
     assert turns["chain, the loop / base / test"]["value"] == pytest.approx(0.2)
     assert turns["chain, the loop / turn 2 / gain"]["value"] == pytest.approx(0.2)
     assert turns["chain, the loop / turn 2 / gain"]["n"] == 20 and turns["chain, the loop / turn 2 / learnt"]["n"] == 2
-    assert turns["chain, the loop / turn 5 / so far"]["value"] == 16
+    assert turns["chain, the loop / turn 5 / spent so far"]["value"] == 16e-12
     assert "chain, the loop / turn 6 / test" not in turns  # it has no model
     assert turns["chain, one turn, all questions / turn 1 / right of the sampled"]["value"] == pytest.approx(0.1)
     points = {claim: row["value"] for claim, row in written["flywheel-compared"].items()}
@@ -130,9 +130,9 @@ def test_turns_and_differences(written: dict[str, dict[str, evidence.Row]]):
 
 def test_costs_and_curation(written: dict[str, dict[str, evidence.Row]]):
     spent = {claim: row["value"] for claim, row in written["flywheel-spent"].items()}
-    assert spent["chain: sampled tokens of the loop (range over seeds)"] == 1500
-    assert spent["chain: sampled tokens of the loop, up to where the rule stopped it (range over seeds)"] == 1000
-    assert spent["chain: FLOPs of one turn, all questions (range over seeds)"] == 1
+    assert spent["chain, what it cost / the loop / sampled"] == 1500
+    assert spent["chain, what it cost / the loop, up to where the rule stopped it / sampled"] == 1000
+    assert spent["chain, what it cost / one turn, all questions / both"] == 1e-12
     kept = {claim: row["value"] for claim, row in written["flywheel-data"].items()}
     name = "chain, right chains so far / turn 3 / "
     assert kept[name + "kept"] == pytest.approx(0.25) and kept[name + "equal"] == pytest.approx(0.625)
