@@ -200,6 +200,14 @@ def report() -> ReportData:
     return copy.deepcopy(_report(0))
 
 
+def opinion(steps: int = 60) -> report_data.Opinion:
+    """A scorer that is talked into something: its opinion rises to the end, the truth turns after a third."""
+    rise = [0.3 + 0.6 * i / (steps - 1) for i in range(steps)]
+    truth: list[float | None] = [0.2 + 0.02 * min(i, steps // 3) - 0.015 * max(0, i - steps // 3) for i in range(steps)]
+    truth = [None if i == 7 else max(0.0, v or 0.0) for i, v in enumerate(truth)]  # no answer of a step could be judged
+    return {"steps": list(range(1, steps + 1)), "scorer": list(rise), "truth": truth}
+
+
 @cache
 def _report(seed: int) -> ReportData:
     rng = np.random.default_rng(seed)

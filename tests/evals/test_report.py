@@ -19,7 +19,7 @@ from mull.errors import UserError
 from mull.evals import report_data
 from mull.evals.curves import CurvePoint, LogFit
 from mull.evals.report import render, write_report
-from tests.evals.report_fixture import report
+from tests.evals.report_fixture import opinion, report
 
 HOSTILE = '</script><img src=x onerror="window.owned=1"><!--{{js}} & \u2028'
 ASSETS = files("mull.evals").joinpath("assets")
@@ -182,6 +182,14 @@ def test_provenance_is_there():
     assert any("torch 2.13.0" in t for t in texts)
 
 
+def test_a_scorers_opinion_is_there_where_there_is_one_and_nowhere_else():
+    data: Any = report()
+    assert 'id="opinion"' not in render(data) and "please the scorer" not in render(data)
+    data["opinion"] = opinion()
+    words = " ".join(Page(render(data)).texts)
+    assert "The scorer: 32.0% at first, 88.0% at last (means of 5 steps). The truth: 24.0%, then 4.5%." in words
+
+
 def test_a_report_of_nothing_still_renders():
     data: Any = report()
     nothing = {"mean": None, "low": 0.0, "high": 1.0, "n": 0}
@@ -216,7 +224,9 @@ def test_results_become_report_data():
 def test_fixture_has_the_shape_that_is_documented():
     """So that the browser tests run on what a recipe must hand over, and not on something kinder."""
     data: Any = report()
-    assert set(data) == set(report_data.ReportData.__annotations__)
+    assert set(data) == set(report_data.ReportData.__required_keys__)
+    assert set(report_data.ReportData.__annotations__) - set(data) == {"opinion"}
+    assert set(opinion()) == set(report_data.Opinion.__annotations__)
     shapes = {
         "train": report_data.TrainCurve,
         "thoughts": report_data.Pair,

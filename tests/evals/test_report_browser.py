@@ -9,7 +9,7 @@ import pytest
 
 from mull.evals.report import write_report
 from tests.evals import chromium
-from tests.evals.report_fixture import report
+from tests.evals.report_fixture import opinion, report
 from tests.evals.test_report import HOSTILE, hostile
 
 BINARY = chromium.find()
@@ -287,6 +287,26 @@ def test_everything_has_a_name_for_screen_readers(show):
 
 
 # -------------------------------------------------------------------------------------------- thin data
+
+
+def test_a_scorers_opinion_and_the_truth_are_on_one_chart(show):
+    data: Any = report()
+    data["opinion"] = opinion()
+    page = show(data, width=700)
+    lines = page.run("""[...document.querySelectorAll('#opinion .chart g[aria-label=line]')].map(
+      (g) => g.getAttribute('stroke') + (g.getAttribute('stroke-dasharray') ?? ''))""")
+    assert sorted(lines) == sorted(["var(--check)", "var(--check)6 4", "var(--trained)", "var(--trained)"])
+    label = page.run("document.querySelector('#opinion svg[role=img]').ariaLabel")
+    assert "the scorer's opinion: from 30.0% to 90.0%" in label and "right answers: from 20.0% to 1.5%" in label
+    assert page.run(OVERLAPS) == [] and "The truth: 24.0%, then 4.5%" in text(page, "#opinion .note")
+    assert page.run("[...document.querySelectorAll('#opinion .key')].map((k) => k.innerText)") == [
+        "the scorer's opinion",
+        "right answers",
+    ]
+    data["opinion"] = {"steps": [1], "scorer": [0.5], "truth": [None]}  # no answer could be judged
+    page = show(data, width=360)
+    assert count(page, "#opinion .chart svg") == 1 and page.run("document.documentElement.scrollWidth") <= 360
+    assert count(show(report()), "#opinion") == 0
 
 
 def test_a_run_with_almost_nothing(show):

@@ -219,7 +219,7 @@ def eval_command(
 
 @app.command("report")
 def report_command(
-    run: Annotated[Path, typer.Argument(metavar="RUN", help="The folder of an rl run or of a demo.")],
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="The folder of a run of mull rl, star, flywheel or demo.")],
 ) -> None:
     """Build a run's report.html again."""
     from mull.recipes.report import report

@@ -17,6 +17,7 @@ from mull.evals.report_data import (
     TrainCurve,
     duration,
     headline,
+    opinions,
     percent,
     power,
 )
@@ -29,7 +30,7 @@ def write_report(data: ReportData, path: str | os.PathLike[str]) -> Path:
 
 def render(data: ReportData) -> str:
     """The whole page. UserError where a top-level field of `ReportData` is missing."""
-    missing = [key for key in ReportData.__annotations__ if key not in data]
+    missing = [key for key in ReportData.__annotations__ if key in ReportData.__required_keys__ and key not in data]
     if missing:
         raise UserError(f"the report's data lack {', '.join(missing)}; write them again with this version of mull")
     data = cast(ReportData, finite(data))
@@ -43,6 +44,7 @@ def render(data: ReportData) -> str:
         "test_table": _curve_table((_test_name(c), c["points"]) for c in data["test"]),
         "length_table": _length_table(data),
         "behaviour_table": _behaviour_table(data),
+        "opinion": _opinion(data),
         "ledger_table": _ledger_table(data),
         "command": text(data["command"]),
         "facts": _facts(data),
@@ -144,6 +146,18 @@ def _behaviour_table(data: ReportData) -> str:
 
     rows = [(text(r["name"]), cell(r["before"], r["unit"]), cell(r["after"], r["unit"])) for r in data["behaviours"]]
     return table(("", "before", "after"), rows, "Behaviours before and after training, with 95% intervals")
+
+
+def _opinion(data: ReportData) -> str:
+    if "opinion" not in data:
+        return ""
+    return (
+        '<figure class="panel wide" id="opinion"><figcaption><h3>What the scorer thinks, and what is true</h3>'
+        "<p>of the chains of each step, on training problems</p></figcaption>"
+        '<div class="chips"></div><div class="chart"></div>'
+        f'<p class="note">{text(opinions(data["opinion"]))} Where the opinion rises and the truth does not follow, the '
+        "model has learnt to please the scorer.</p></figure>"
+    )
 
 
 def _ledger_table(data: ReportData) -> str:

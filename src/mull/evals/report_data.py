@@ -121,7 +121,21 @@ class Lengths(TypedDict):
     after: list[int]
 
 
-class ReportData(TypedDict):
+class Opinion(TypedDict):
+    """What a scorer thinks of the chains of each step, beside what is true of them, both as shares."""
+
+    steps: list[int]
+    scorer: list[float | None]
+    truth: list[float | None]
+
+
+class Extra(TypedDict, total=False):
+    """What some runs have."""
+
+    opinion: Opinion
+
+
+class ReportData(Extra):
     title: str
     model: str  # as people call it: "nano-base (1.6 M parameters)"
     method: str  # how it was trained: "reinforcement learning"
@@ -168,6 +182,23 @@ def behaviour_rows(before: Behaviour, after: Behaviour) -> list[dict[str, Any]]:
 
 
 # ------------------------------------------------------------------------------------------------- words
+
+
+def opinions(found: Opinion, part: int = 5) -> str:
+    """What the scorer thought and what was true, over the first and over the last steps, in one sentence.
+
+    >>> opinions({"steps": [1, 2], "scorer": [0.25, 0.75], "truth": [0.5, None]}, part=1)
+    'The scorer: 25.0% at first, 75.0% at last (means of 1 step). The truth: 50.0%, then –.'
+    """
+
+    def ends(values: Sequence[float | None]) -> list[str]:
+        known = [[v for v in some if v is not None] for some in (values[:part], values[-part:])]
+        return [percent(sum(some) / len(some)) if some else "–" for some in known]
+
+    scorer, truth = ends(found["scorer"]), ends(found["truth"])
+    steps = min(part, len(found["steps"]))
+    means = f"means of {steps} step{'s' if steps > 1 else ''}"
+    return f"The scorer: {scorer[0]} at first, {scorer[1]} at last ({means}). The truth: {truth[0]}, then {truth[1]}."
 
 
 def headline(data: ReportData) -> str:

@@ -28,6 +28,7 @@ from mull.engine.local import LocalEngine
 from mull.evals import behaviour, curves, metrics, report_data
 from mull.evals.evaluate import Evaluation, Held, evaluate, held_out, thought_tokens
 from mull.evals.report import write_report
+from mull.evals.report_series import metric_series, train_curves
 from mull.files import read_jsonl, write_whole
 from mull.ledger import Budget, Ledger
 from mull.machine import commit, machine
@@ -278,26 +279,6 @@ def page(
     }
 
 
-def train_curves(rows: list[dict[str, Any]], role: str) -> list[dict[str, Any]]:
-    """Accuracy against training compute, from the evaluations in a run's metrics."""
-    measured = [row for row in rows if row.get("eval")]
-
-    def curve(name: str, role: str, pick: Callable[[dict[str, Any]], dict[str, Any]]) -> dict[str, Any]:
-        points = []
-        for row in measured:
-            e = pick(row["eval"])
-            compute = {"flops": row["flops"], "tokens": row["total_sampled_tokens"] + row["trained_tokens"]}
-            value = {"accuracy": e["mean"], "low": e["low"], "high": e["high"], "n": e["n"]}
-            points.append({**compute, **value, "label": f"step {row['step']}"})
-        return {"name": name, "role": role, "points": points}
-
-    if role == "control":
-        return [curve("random rewards", "control", lambda e: e["all"])] if measured else []
-    names = list(measured[0]["eval"]["tasks"]) if measured else []
-    single = [curve(name, "task", lambda e, name=name: e["tasks"][name]) for name in names]
-    return [curve("mean of tasks", "mean", lambda e: e["all"]), *single]
-
-
 def test_curves(cfg: DemoConfig, evaluations: dict[str, Any]) -> list[dict[str, Any]]:
     out = []
     for model in ("base", "trained"):
@@ -326,26 +307,6 @@ def pick(pairs: list[dict[str, Any]], each: int = 6) -> list[dict[str, Any]]:
         if seen[kind] <= each:
             out.append(pair)
     return out
-
-
-METRICS = (
-    ("reward", "reward (training problems)", "share"),
-    ("length", "length of a chain", "tokens"),
-    ("entropy", "entropy per token", "nats"),
-    ("ratio", "importance ratio, mean", ""),
-    ("constant_groups", "groups without a difference, dropped", "share"),
-    ("truncated", "chains cut off", "share"),
-    ("grad_norm", "norm of the gradient", ""),
-    ("tokens_per_second", "sampled tokens per second of a step", "tokens/s"),
-)
-
-
-def metric_series(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    steps = [row for row in rows if row["step"] > 0]
-    return [
-        {"name": label, "unit": unit, "steps": [r["step"] for r in steps], "values": [r.get(key) for r in steps]}
-        for key, label, unit in METRICS
-    ]
 
 
 def ledger_rows(evaluations: dict[str, Any], training: RLConfig, control: RLConfig) -> list[dict[str, Any]]:

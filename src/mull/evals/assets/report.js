@@ -367,8 +367,48 @@
       node.append(plot);
     }
   }
-  redraws.push(drawLengths, drawMetrics);
+  /** A scorer's opinion and the truth on one chart; runs without a scorer have no place for it. */
+  function drawOpinion() {
+    const figure = $("opinion");
+    if (!figure) return;
+    const { steps, scorer, truth } = data.opinion;
+    const lines = [
+      { name: "the scorer's opinion", color: "var(--check)", width: 2, dash: "6 4", values: scorer },
+      { name: "right answers", color: "var(--trained)", width: 2.2, dash: null, values: truth },
+    ].map((l) => ({ ...l, rows: steps.map((step, i) => ({ step, value: l.values[i] })).filter((r) => r.value !== null) }));
+    figure.querySelector(".chips").replaceChildren(...lines.map((l) => el("span", { class: "key" }, swatch(l), l.name)));
+    const highest = d3.max(lines, (l) => d3.max(l.rows, (r) => r.value)) ?? 1;
+    const smooth = steps.length > 40;
+    const chart = figure.querySelector(".chart");
+    const show = (value) => (value === null ? "–" : percent(value));
+    const both = steps.map((step, i) => ({ step, scorer: scorer[i], truth: truth[i] }));
+    const plot = Plot.plot({
+      width: Math.max(260, Math.floor(chart.clientWidth)), height: 300, marginLeft: 44, marginRight: 14, marginTop: 14, marginBottom: 42,
+      style: { background: "transparent", fontSize: "13px" },
+      y: { domain: [0, Math.max(0.1, Math.ceil(highest * 10) / 10)] },
+      marks: [
+        Plot.gridY({ ticks: 5, stroke: "var(--line)", strokeOpacity: 1 }),
+        Plot.axisY({ ticks: 5, tickFormat: whole, tickSize: 0, label: null, fill: "var(--muted)" }),
+        Plot.axisX({ ticks: 5, tickSize: 5, tickFormat: (v) => (Number.isInteger(v) ? String(v) : ""), label: "step", labelAnchor: "right", labelArrow: "none", labelOffset: 38, fill: "var(--muted)", stroke: "var(--muted)" }),
+        Plot.ruleY([0], { stroke: "var(--line)" }),
+        ...lines.flatMap((l) => [
+          smooth ? Plot.lineY(l.rows, { x: "step", y: "value", stroke: l.color, strokeWidth: 1, strokeOpacity: 0.3 }) : null,
+          Plot.lineY(l.rows, smooth
+            ? Plot.windowY({ k: Math.ceil(steps.length / 16), anchor: "middle" }, { x: "step", y: "value", stroke: l.color, strokeWidth: l.width, strokeDasharray: l.dash })
+            : { x: "step", y: "value", stroke: l.color, strokeWidth: l.width, strokeDasharray: l.dash }),
+        ]),
+        Plot.tip(both, Plot.pointerX({ x: "step", y: (r) => r.truth ?? r.scorer, fill: "var(--panel)", stroke: "var(--line)", title: (r) => `step ${r.step}\nthe scorer: ${show(r.scorer)}\nthe truth: ${show(r.truth)}` })),
+      ],
+    });
+    plot.setAttribute("role", "img");
+    const ends = (l) => (l.rows.length ? `${l.name}: from ${percent(l.rows[0].value)} to ${percent(l.rows.at(-1).value)}.` : "");
+    plot.setAttribute("aria-label", `Line chart over training steps. ${lines.map(ends).join(" ")}`);
+    chart.replaceChildren(plot);
+  }
+
+  redraws.push(drawLengths, drawOpinion, drawMetrics);
   drawLengths();
+  drawOpinion();
   drawMetrics();
 
   // --------------------------------------------------------------------------------------------------- window
