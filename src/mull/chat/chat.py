@@ -115,6 +115,25 @@ class Chat:
         pieces = (text[a:b] for a, b in pairwise(cuts))
         return [i for piece in pieces for i in self._plain.encode(piece, add_special_tokens=False).ids]
 
+    def encode_written(self, text: str, special: bool = True) -> list[int]:
+        """Tokens of text in which control tokens count: a whole prompt, such as a template writes.
+
+        With `special` comes first what the tokenizer puts before every text (a bos token, for some), once.
+        """
+        ids = self._tokenizer.encode(SURROGATES.sub("\ufffd", text), add_special_tokens=special).ids
+        bos = self._controls.get(self.special.get("bos_token", ""))
+        return ids[1:] if bos is not None and ids[:2] == [bos, bos] else ids
+
+    def spelled(self, token: int) -> str:
+        """One token as OpenAI's log-probabilities name it: its text, or `bytes:` and hexadecimal bytes where those are
+        no characters of their own. Different tokens of a byte-level tokenizer have different names.
+        """
+        text = self.decode([token])
+        if "\ufffd" not in text:
+            return text or f"token_id:{token}"
+        raw = self._decoder.token_bytes(token) if self._decoder.byte_level else text.encode()
+        return "bytes:" + "".join(f"\\x{byte:02x}" for byte in raw)
+
     def decode(self, tokens: Iterable[int]) -> str:
         """The text of `tokens`, control tokens spelled out. Bytes that are no UTF-8 become replacement characters."""
         return self._decoder.decode(tokens)
