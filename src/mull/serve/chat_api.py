@@ -215,17 +215,16 @@ def together(results: Sequence[Result]) -> dict[str, Any]:
     votes = Counter[str]()
     for result in results:
         votes.update(dict(result.votes))
-    firsts = [one["first_token_seconds"] for one in made if one["first_token_seconds"] is not None]
-    sums = ("path_tokens", "wasted_tokens", "scorer_tokens", "flops", "looped", "lost")
+    firsts = [one["first_token"] for one in made if one["first_token"] is not None]
     return {
         **made[0],
-        **{key: sum(one[key] for one in made) for key in sums},
-        "reduced_from": max((one["reduced_from"] or 0 for one in made), default=0) or None,
-        "seconds": max(one["seconds"] for one in made),
-        "first_token_seconds": min(firsts, default=None),
+        **{key: sum(one[key] for one in made) for key in ("looped", "lost", "wasted_tokens", "scorer_tokens", "flops")},
+        "wanted": max(one["wanted"] for one in made),
         "votes": [{"answer": answer, "count": count} for answer, count in votes.most_common()],
         "early": next((one["early"] for one in made if one["early"]), ""),
         "exhausted": any(one["exhausted"] for one in made),
+        "seconds": max(one["seconds"] for one in made),
+        "first_token": min(firsts, default=None),
     }
 
 

@@ -85,26 +85,21 @@ class Vote(Shape):
 class Statistics(Shape):
     """What search did for a request, over all its choices: see `vendor.py`."""
 
-    effort: str
     strategy: str
-    branches: int  # of one choice, at most
-    reduced_from: int | None  # branches that were asked for, where there was no room for all
-    think_tokens: int  # of one branch, at most
-    answer_tokens: int
-    budget_tokens: int | None
-    path_tokens: int
-    wasted_tokens: int  # sampled in branches that the answer did not come from
-    scorer_tokens: int
-    flops: float
-    seconds: float
-    first_token_seconds: float | None
+    effort: str
+    samples: int  # branches of one choice, at most
+    wanted: int  # branches that were asked for, where there was no room for all; else 0
     votes: list[Vote]  # answers of all branches, the most frequent first
     early: Literal["", "asked", "time", "lost"]  # why thinking was ended before the strategy was done
     exhausted: bool  # the budget ran out before the strategy was done
     looped: int  # branches that went round in circles and were closed
     lost: int  # things that failed on the way
+    wasted_tokens: int  # sampled in branches that the answer did not come from
+    scorer_tokens: int
+    seconds: float
+    first_token: float | None  # seconds
+    flops: float
     ignored: list[str]  # parameters that were not obeyed
-    policy_version: int
 
 
 class ChatMessage(Shape):
