@@ -43,6 +43,7 @@ class Source:
     endpoint_params: float = 0  # of the served model, for FLOPs; 0: they are unknown
     generator: str = ""
     max_sequences: int = 512
+    memory_bytes: int = 0  # of keys and values, of the model's own engine; 0: the engine's default
 
     def __post_init__(self) -> None:
         if self.endpoint and not self.tokenizer:
@@ -118,15 +119,39 @@ async def opened(source: Source) -> AsyncIterator[Opened]:
             server.context = server.context or positions
             yield _judged(source, server, chat, server.context)
         return
+    yield loaded(source)
+
+
+def loaded(source: Source, policy_version: int = 0, keep: Opened | None = None) -> Opened:
+    """The same for a model in this process, which needs no event loop: any thread may load it.
+
+    `keep`: what was loaded for the same source before. Its trained scorer, critic and generator are taken as they are,
+    while what reads the model itself (logprob, certainty) reads the new one.
+    """
     folder = model_folder(source.model)
     chat = Chat.load(folder)
-    engine = LocalEngine(hf.load(folder), chat, max_sequences=source.max_sequences)
-    yield _judged(source, engine, chat, engine.config.max_positions)
+    engine = LocalEngine(
+        hf.load(folder),
+        chat,
+        max_sequences=source.max_sequences,
+        memory_bytes=source.memory_bytes or None,
+        policy_version=policy_version,
+    )
+    return _judged(source, engine, chat, engine.config.max_positions, keep)
 
 
-def _judged(source: Source, sampler: Any, chat: Chat, context: int | None) -> Opened:
+def _judged(source: Source, sampler: Any, chat: Chat, context: int | None, keep: Opened | None = None) -> Opened:
     scorer: Scorer | None = None
     aggregate: Aggregate | None = None
+    if keep is not None:
+        for name in (source.critic, "" if source.scorer in UNTRAINED else source.scorer):
+            if name:
+                _refuse_other_tokens(name, chat)
+        if source.scorer in UNTRAINED:
+            scorer = Confidence(sampler.model, sampler, chat, UNTRAINED[source.scorer])
+        else:
+            scorer, aggregate = keep.scorer, keep.aggregate
+        return Opened(sampler, chat, scorer, keep.critic, keep.generator, aggregate, context)
     if source.scorer == "logprob" and source.endpoint:
         scorer = SampledLogprob()
     elif source.scorer in UNTRAINED:

@@ -116,6 +116,7 @@ class Job:
         self.question, self.plan, self.tools, self.seed, self.stop = question, plan, tools, seed, stop
         self.calibration, self.most_seconds = calibration, most_seconds
         self.live = Live(tools.chat, tools.chat.prompt(question.asked), plan.most_tokens)
+        self.result: Result | None = None  # once there is one, for who looks after a job but does not follow it
         self._now = asyncio.Event()
 
     def answer_now(self) -> None:
@@ -196,7 +197,7 @@ class Job:
     def _made(self, content: str, thought: str, *, cut: bool, votes: list[str], **more: Any) -> Result:
         live, cost = self.live, self.live.cost
         shown, stopped = until(content, self.stop)
-        return Result(
+        self.result = Result(
             self.plan,
             shown.rstrip() or content or NO_ANSWER,
             thought,
@@ -213,6 +214,7 @@ class Job:
             steps=live.steps,
             **more,
         )
+        return self.result
 
     def _best(self) -> tuple[Step | None, bool]:
         """The answer that most branches came to, by its best step; (it, whether it was cut off)."""

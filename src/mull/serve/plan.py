@@ -74,7 +74,8 @@ class Plan:
         """With fewer chains, because there is no room for all; says so in `wanted`."""
         if samples >= self.samples:
             return self
-        strategy = SINGLE if samples == 1 else VOTE if self.strategy == SINGLE else self.strategy
+        fixed = self.strategy == SINGLE or self.strategy.startswith("auto")  # an effort's plan asks nobody for its N
+        strategy = SINGLE if samples == 1 else VOTE if fixed else self.strategy
         return replace(self, samples=samples, strategy=strategy, wanted=self.wanted or self.samples)
 
 

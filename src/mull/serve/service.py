@@ -3,42 +3,62 @@
     async with service.job(wish, request) as job:
         async for event in follow(job): …
 
-Every API goes through `job`, so limits, admission, counting and cancelling are in one place.
+Every API goes through `job` (or `place`, where nothing thinks), so limits, admission, counting, the choice of weights
+and cancelling are in one place.
 """
 
 from __future__ import annotations
 
+import asyncio
+import functools
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
+from mull.chat import Chat
+from mull.chat.template import strings
+from mull.engine.pages import PAGE
 from mull.engine.sampler import derive_seed
 from mull.errors import UserError
 from mull.search.allocate import load_calibration
 from mull.search.sources import Opened
+from mull.serve import logs
 from mull.serve.errors import ApiError, going_down, invalid
+from mull.serve.gate import UNBOUNDED, Gate, Room, needs, needs_at_most
 from mull.serve.job import Job
+from mull.serve.meter import Meter, Record
 from mull.serve.plan import SINGLE, Plan, Wish, plan
 from mull.serve.settings import Settings
+from mull.serve.weights import Weights, source_of
 from mull.types import Question
 
 MOST = 128  # of any number in a client's strategy: how many branches a node has, and the like
+LONG = 1 << 14  # bytes of a conversation from which on it is tokenised in a thread, so that nobody waits for that
 
 
-@dataclass
 class Service:
-    settings: Settings
-    tools: Opened
-    created: int = field(default_factory=lambda: int(time.time()))
-    jobs: dict[str, Job] = field(default_factory=dict)  # by request id: what "answer now" and the page look up
-    draining: bool = False
-    number: int = 0  # of requests so far, for seeds
+    """`jobs` are those at work, by request id: what "answer now" and the page look up."""
+
+    def __init__(self, settings: Settings, tools: Opened):
+        self.settings = settings
+        self.weights = Weights(source_of(settings), tools)
+        self.gate = Gate(self._capacity(), settings.queue, settings.queue_seconds)
+        self.meter = Meter(self)
+        self.created = int(time.time())
+        self.jobs: dict[str, Job] = {}
+        self.draining = False
+        self.number = 0  # of requests so far, for seeds
+
+    @property
+    def tools(self) -> Opened:
+        """What new requests work with."""
+        return self.weights.current.tools
 
     @property
     def name(self) -> str:
-        """What clients call the model."""
+        """What clients call the model, whichever weights it has."""
         s = self.settings
         return s.name or s.endpoint_model or Path(s.model or "nano").resolve().name
 
@@ -57,47 +77,75 @@ class Service:
 
         `request`: the id under which it is found; `choice`: which of a request's n answers, for its seed.
         """
-        if self.draining:
-            raise going_down()
-        question, plan = self.planned(wish)
+        record = Record(request)
         seed = wish.seed if wish.seed is not None else derive_seed(self.settings.seed, self.number)
         self.number += 1
-        job = Job(
-            question,
-            plan,
-            self.tools,
-            seed=derive_seed(seed, choice),
-            stop=wish.stop,
-            calibration=self.settings.calibration,
-            most_seconds=self.settings.max_seconds,
-        )
-        self.jobs[request] = job
+        key = request if request not in self.jobs else f"{request}/{choice}"
         try:
-            yield job
+            async with self._admitted(wish, record) as (question, made, tools):
+                record.job = job = Job(
+                    question,
+                    made,
+                    tools,
+                    seed=derive_seed(seed, choice),
+                    stop=wish.stop,
+                    calibration=self.settings.calibration,
+                    most_seconds=self.settings.max_seconds,
+                )
+                self.jobs[key] = job
+                try:
+                    yield job
+                finally:
+                    if self.jobs.get(key) is job:
+                        del self.jobs[key]
+        except BaseException as error:
+            record.error = error
+            raise
         finally:
-            self.jobs.pop(request, None)
+            self.meter.record(record)
+            logs.note(record)
 
     @asynccontextmanager
     async def place(self, tokens: int) -> AsyncIterator[Opened]:
         """Room for `tokens` tokens, at most, sampled or read without a strategy (/v1/completions); what to do it with.
         ApiError where there is none. Leaving gives the room back."""
-        if self.draining:
-            raise going_down()
-        yield self.tools
+        record = Record("")
+        need = Room(-(-tokens // PAGE) + 1, 1)
+        try:
+            if self.draining:
+                raise going_down()
+            async with self.gate.enter(lambda n: need, 1) as place:
+                record.admitted, record.waited = True, place.waited
+                with self.weights.in_use() as tools:
+                    yield tools
+        except BaseException as error:
+            record.error = error
+            raise
+        finally:
+            self.meter.record_raw(record)
+            logs.note(record)
+
+    def drain(self) -> None:
+        """Nobody is let in from now on; who waits is told so."""
+        self.draining = True
+        self.gate.close()
+
+    def resized(self) -> None:
+        """The engine is another one: its memory counts."""
+        self.gate.resize(self._capacity())
+
+    # ------------------------------------------------------------------------------------------ what is asked
 
     def planned(self, wish: Wish) -> tuple[Question, Plan]:
         """What is asked and what may be spent on it; ApiError for a prompt that does not fit."""
-        s = self.settings
-        text = str(wish.messages[-1].get("content") or "") if wish.messages else ""
-        question = Question("request", "free", text, messages=wish.messages)
-        try:
-            prompt = len(self.tools.chat.prompt(question.asked))
-        except UserError as problem:
-            raise invalid(self.public(problem), "messages") from None
-        room = (self.tools.context or 1 << 20) - prompt
-        if room < 2:
-            message = f"The prompt has {prompt} tokens and the model's context is {self.tools.context}: shorten it."
-            raise ApiError(400, message, param="messages", code="context_length_exceeded")
+        question = asked(wish)
+        prompt = self._tokens(self.tools.chat, question)
+        self._refuse_longer(prompt, self.tools)
+        return question, self.plan(wish, prompt)
+
+    def plan(self, wish: Wish, prompt: int, tools: Opened | None = None) -> Plan:
+        """What may be spent on a wish whose prompt has so many tokens; ApiError for a strategy that cannot run."""
+        s, tools = self.settings, tools or self.tools
         chains = None
         if s.calibration:
             known = load_calibration(s.calibration)
@@ -107,7 +155,7 @@ class Service:
             }
         made = plan(
             wish,
-            room=room,
+            room=max(2, (tools.context or 1 << 20) - prompt),
             default=s.effort,
             think_tokens=s.think_tokens,
             answer_tokens=s.answer_tokens,
@@ -116,7 +164,54 @@ class Service:
         )
         if made.strategy != SINGLE:
             self._refuse_unknown(made)
-        return question, made
+        return made
+
+    @asynccontextmanager
+    async def _admitted(self, wish: Wish, record: Record) -> AsyncIterator[tuple[Question, Plan, Opened]]:
+        """The question, its plan and what to run it on, with room for it. Nothing is tokenised before there is room,
+        for which the bytes of the conversation bound the tokens."""
+        if self.draining:
+            raise going_down()
+        question, rough, context = asked(wish), self.plan(wish, 0), self.tools.context or 1 << 20
+        size = sum(len(text.encode("utf-8", "replace")) for text in strings(wish.messages))
+        around, each = overhead(self.tools.chat)
+        bound = size + around + each * len(wish.messages)
+        # More than the model's context is refused once it is tokenised; until then it counts as all of it.
+        async with self.gate.enter(
+            lambda n: needs_at_most(rough.reduced(n), min(bound, context), context), rough.samples
+        ) as place:
+            record.admitted, record.waited = True, place.waited
+            with self.weights.in_use() as tools:
+                if size < LONG:
+                    prompt = self._tokens(tools.chat, question)
+                else:
+                    prompt = await asyncio.to_thread(self._tokens, tools.chat, question)
+                self._refuse_longer(prompt, tools)
+                made, context = self.plan(wish, prompt, tools), tools.context or 1 << 20
+
+                def exact(n: int) -> Room:
+                    return needs(made.reduced(n), prompt, context)
+
+                if not self._alone().holds(exact(1)):
+                    message = (
+                        f"The request needs {exact(1).pages} pages of memory, of {PAGE} tokens each, and the server"
+                        f" has {self._alone().pages}: shorten the prompt or lower max_completion_tokens."
+                    )
+                    raise ApiError(400, message, param="messages", code="context_length_exceeded")
+                self.gate.fit(place, exact, made.samples)
+                record.plain = is_plain(wish)
+                yield question, made.reduced(place.chains), tools
+
+    def _tokens(self, chat: Chat, question: Question) -> int:
+        try:
+            return len(chat.prompt(question.asked))
+        except UserError as problem:
+            raise invalid(self.public(problem), "messages") from None
+
+    def _refuse_longer(self, prompt: int, tools: Opened) -> None:
+        if (tools.context or 1 << 20) - prompt < 2:
+            message = f"The prompt has {prompt} tokens and the model's context is {tools.context}: shorten it."
+            raise ApiError(400, message, param="messages", code="context_length_exceeded")
 
     def _refuse_unknown(self, made: Plan) -> None:
         from mull.search.named import named
@@ -130,3 +225,41 @@ class Service:
             self.tools.bind(strategy, lambda question, answer: answer, self.settings.calibration)
         except UserError as problem:
             raise invalid(self.public(problem), "mull.strategy") from None
+
+    # ------------------------------------------------------------------------------------------------- memory
+
+    def _capacity(self) -> Room:
+        """What requests may reserve together. A model that runs elsewhere has no pages here."""
+        s = self.settings
+        pool: Any = getattr(self.tools.sampler, "pool", None)
+        pages = UNBOUNDED if pool is None else max(1, int(pool.num_pages * s.overcommit))
+        return Room(pages, max(1, int(s.max_sequences * s.overcommit)))
+
+    def _alone(self) -> Room:
+        """What one request may need: memory that is promised twice is still there once."""
+        pool: Any = getattr(self.tools.sampler, "pool", None)
+        return self.gate.capacity if pool is None else self.gate.capacity.capped(Room(pool.num_pages, UNBOUNDED))
+
+
+def asked(wish: Wish) -> Question:
+    text = str(wish.messages[-1].get("content") or "") if wish.messages else ""
+    return Question("request", "free", text, messages=wish.messages)
+
+
+def is_plain(wish: Wish) -> bool:
+    """Whether a wish says no more of what it may spend than an effort."""
+    return not wish.strategy and (wish.samples, wish.think_budget, wish.max_tokens) == (None, None, None)
+
+
+@functools.lru_cache(maxsize=4)
+def overhead(chat: Chat) -> tuple[int, int]:
+    """(tokens of a prompt around its text, more for each message), with room to spare."""
+
+    def tokens(*roles: str) -> int:
+        try:
+            return len(chat.prompt([{"role": role, "content": "a"} for role in roles]))
+        except UserError:
+            return 64 * len(roles)  # a template with a will of its own
+
+    one, three = tokens("user"), tokens("user", "assistant", "user")
+    return one + 16, max(8, three - one)

@@ -42,6 +42,7 @@ class Settings:
     drain_seconds: float = 30.0  # after SIGTERM, for requests under way
     ping_seconds: float = 10.0  # between comments on an idle stream
     keys: Path | None = None  # a file with one API key on a line; none: no key is asked for
+    admin: Path | None = None  # a file with the one key that may reload the weights over HTTP; none: nobody may
     origins: tuple[str, ...] = ()  # web origins that may call from a browser; none: CORS is off
     store: Path | None = None  # SQLite file of stored responses; none: in memory, gone with the process
     store_days: float = 30.0  # that a response is kept

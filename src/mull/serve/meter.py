@@ -1,0 +1,231 @@
+"""What the service counts: Prometheus metrics at `/metrics`, and what each effort has cost of late.
+
+Every job and every raw completion is recorded at one place, the end of `service.job` and `service.place`, so that no
+API can forget one.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from statistics import median
+from typing import TYPE_CHECKING, Any, Literal
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client.exposition import CONTENT_TYPE_LATEST
+
+from mull.errors import UserError
+from mull.search.allocate import load_calibration
+from mull.serve.errors import ApiError
+from mull.serve.plan import LEVELS, Level, Wish
+
+if TYPE_CHECKING:
+    from fastapi import APIRouter
+
+    from mull.serve.job import Job
+    from mull.serve.service import Service
+
+Outcome = Literal["answered", "refused", "cancelled", "failed"]
+SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300)
+RATE = 60.0  # seconds that tokens/s looks back on
+KNOWN = 256  # requests of each effort that its medians are of
+
+
+@dataclass(eq=False)
+class Record:
+    """One job or raw completion, from its asking to its end."""
+
+    request: str
+    started: float = field(default_factory=time.monotonic)
+    waited: float = 0.0  # for room
+    job: Job | None = None  # None: it was not admitted, or is a raw completion
+    admitted: bool = False
+    plain: bool = False  # whether its effort alone decided what it may spend
+    error: BaseException | None = None
+    seconds: float = 0.0
+
+    @property
+    def outcome(self) -> Outcome:
+        if self.job is not None and self.job.result is not None:
+            return "answered"
+        if isinstance(self.error, ApiError | UserError):
+            return "refused"
+        gone = isinstance(self.error, (asyncio.CancelledError, GeneratorExit)) or type(self.error).__name__ == "Gone"
+        if gone or (self.error is None and self.job is not None):
+            return "cancelled"
+        return "answered" if self.error is None else "failed"
+
+    @property
+    def first_token(self) -> float | None:
+        """Seconds from the asking to the first sampled token."""
+        if self.job is None or self.job.live.first_token is None:
+            return None
+        return self.job.live.started - self.started + self.job.live.first_token
+
+    @property
+    def sampled(self) -> int:
+        return self.job.live.sampled if self.job else 0
+
+
+class Meter:
+    """Metrics of one service, in a registry of its own."""
+
+    def __init__(self, service: Service):
+        self.service, self.registry = service, CollectorRegistry()
+        self.costs: dict[Level, deque[tuple[int, float]]] = {level: deque(maxlen=KNOWN) for level in LEVELS}
+        self._recent: deque[tuple[float, int]] = deque()  # (when, tokens) of what ended of late
+        self._began = time.monotonic()
+
+        def counter(name: str, about: str, *labels: str) -> Counter:
+            return Counter(f"mull_{name}", about, labels, registry=self.registry)
+
+        def histogram(name: str, about: str, *labels: str) -> Histogram:
+            return Histogram(f"mull_{name}", about, labels, buckets=SECONDS, registry=self.registry)
+
+        self.requests = counter("requests", "Jobs that ended, a request's n choices one each", "effort", "outcome")
+        self.raw = counter("raw_requests", "Raw completions that ended", "outcome")
+        self.refused = counter("refused", "Jobs and raw completions that were not served", "status")
+        self.reduced = counter("reduced", "Jobs that got fewer chains than they asked for")
+        self.cancelled = counter("cancelled", "Jobs whose client went away")
+        self.exhausted = counter("exhausted", "Answers whose strategy ran out of its budget")
+        self.early = counter("early_answers", "Answers whose thinking was ended before it was done", "cause")
+        self.looped = counter("looped_branches", "Branches that went round in circles and were closed")
+        self.lost = counter("lost", "Troubles with samplers and scorers inside answers")
+        self.reasoning = counter("reasoning_tokens", "Sampled tokens that are no part of an answer returned")
+        self.answer = counter("answer_tokens", "Sampled tokens of the answers returned")
+        self.wasted = counter("wasted_tokens", "Reasoning tokens in branches that no answer came from")
+        self.prompt = counter("prompt_tokens", "Prompt tokens of jobs")
+        self.cached = counter("cached_tokens", "Prompt tokens that did not have to be computed again")
+        self.scorer = counter("scorer_tokens", "Tokens that scorers and critics read")
+        self.wait = histogram("queue_seconds", "Wait for room")
+        self.first = histogram("first_token_seconds", "From a job's arrival to its first sampled token", "effort")
+        self.whole = histogram("answer_seconds", "From a job's arrival to its whole answer", "effort")
+        gauges: dict[str, tuple[str, Callable[[], float]]] = {
+            "queue_depth": ("Requests that wait for room", lambda: len(service.gate.line)),
+            "running": ("Jobs and raw completions inside", lambda: service.gate.inside),
+            "memory_pages_used": ("Pages that sequences hold, of 16 tokens", lambda: _pages("held", service)),
+            "memory_pages_total": ("Pages of the engine's memory", lambda: _pages("num_pages", service)),
+            "memory_pages_reserved": ("Pages that admitted requests may come to need", self._reserved),
+            "branches_reserved": ("Branches that may run side by side", lambda: service.gate.reserved.branches),
+            "sequences": ("Sequences in the engine, running or waiting", lambda: _sequences(service)),
+            "policy_version": ("Of the weights that new requests get", lambda: service.tools.sampler.policy_version),
+            "versions": ("Versions of the weights in memory", lambda: 1 + len(service.weights.before)),
+            "reloads": ("Reloads of the weights that succeeded", lambda: service.weights.reloads),
+            "reload_failures": ("Reloads of the weights that failed", lambda: service.weights.failures),
+            "tokens_per_second": ("Sampled, of what ended in the last minute", self.rate),
+            "draining": ("1 while no new requests are taken", lambda: float(service.draining)),
+        }
+        for name, (about, read) in gauges.items():
+            Gauge(f"mull_{name}", about, registry=self.registry).set_function(read)
+
+    def record(self, one: Record) -> None:
+        """Counts what has ended."""
+        now = time.monotonic()
+        one.seconds, outcome, job = now - one.started, one.outcome, one.job
+        if outcome == "refused":
+            self.refused.labels(getattr(one.error, "status", 400)).inc()
+        if one.admitted:
+            self.wait.observe(one.waited)
+        if job is None:
+            return
+        live, result, level = job.live, job.result, job.plan.level
+        self.requests.labels(level, outcome).inc()
+        self.prompt.inc(len(live.prompt))
+        self.cached.inc(live.cached)
+        self.looped.inc(live.looped)
+        self.scorer.inc(live.cost.scorer_tokens)
+        self.reduced.inc(job.plan.wanted > 0)
+        self.cancelled.inc(outcome == "cancelled")
+        self._recent.append((now, live.sampled))
+        self.rate()
+        if one.first_token is not None:
+            self.first.labels(level).observe(one.first_token)
+        if result is None:
+            self.reasoning.inc(live.sampled)
+            self.wasted.inc(live.sampled)
+            return
+        # A client may read its stream for longer than the answer took.
+        self.whole.labels(level).observe(live.started - one.started + result.seconds)
+        self.reasoning.inc(result.reasoning_tokens)
+        self.answer.inc(result.answer_tokens)
+        self.wasted.inc(max(0, result.wasted_tokens))
+        self.exhausted.inc(result.exhausted)
+        self.lost.inc(len(result.lost))
+        if result.early:
+            self.early.labels(result.early).inc()
+        elif one.plain and not job.plan.wanted:
+            self.costs[level].append((result.completion_tokens, result.seconds))
+
+    def record_raw(self, one: Record) -> None:
+        self.raw.labels(one.outcome).inc()
+        self.record(one)
+
+    def rate(self) -> float:
+        """Tokens a second of the last minute."""
+        now = time.monotonic()
+        while self._recent and now - self._recent[0][0] > RATE:
+            self._recent.popleft()
+        return sum(n for _, n in self._recent) / max(1.0, min(RATE, now - self._began))
+
+    def _reserved(self) -> float:
+        return self.service.gate.reserved.pages if hasattr(self.service.tools.sampler, "pool") else 0
+
+    def efforts(self) -> dict[str, Any]:
+        """What each effort would spend, and what it has spent: by level, JSON-able."""
+        out = {}
+        for level in LEVELS:
+            plan, known = self.service.plan(Wish((), effort=level), prompt=0), self.costs[level]
+            out[level] = {
+                "strategy": plan.strategy,
+                "chains": plan.samples,
+                "most_tokens": plan.most_tokens,
+                "requests": len(known),
+                "median_tokens": median(tokens for tokens, _ in known) if known else None,
+                "median_seconds": round(median(seconds for _, seconds in known), 4) if known else None,
+                "expected": self._expected(level),
+            }
+        return {"default": self.service.settings.effort, "efforts": out}
+
+    def _expected(self, level: Level) -> dict[str, float] | None:
+        """What calibration measured for the effort, per question: mean compute in chains, and accuracy."""
+        if not self.service.settings.calibration or level == "none":
+            return None
+        known = load_calibration(self.service.settings.calibration)
+        point = known.points[known.efforts[level]]
+        return {"chains": round(point.flops / known.chain_flops, 2), "accuracy": round(point.accuracy, 4)}
+
+
+def _pages(what: str, service: Service) -> float:
+    """Over all versions that are in memory."""
+    samplers: list[Any] = [version.tools.sampler for version in (service.weights.current, *service.weights.before)]
+    return sum(getattr(sampler.pool, what) for sampler in samplers if hasattr(sampler, "pool"))
+
+
+def _sequences(service: Service) -> float:
+    samplers: list[Any] = [version.tools.sampler for version in (service.weights.current, *service.weights.before)]
+    return sum(len(s.schedule.order) + len(s.schedule.waiting) for s in samplers if hasattr(s, "schedule"))
+
+
+def router(service: Service) -> APIRouter:
+    """`/metrics` for Prometheus and `/mull/efforts` for the page."""
+    from fastapi import APIRouter, Response
+    from fastapi.responses import JSONResponse
+
+    api = APIRouter()
+
+    @api.get("/metrics", response_class=Response)
+    async def metrics() -> Response:
+        """What the service counts, in Prometheus' text format."""
+        # The header is set whole: Starlette would add a second charset to a media type.
+        return Response(generate_latest(service.meter.registry), headers={"Content-Type": CONTENT_TYPE_LATEST})
+
+    @api.get("/mull/efforts")
+    async def efforts() -> JSONResponse:
+        """Of each effort: the strategy, chains and tokens that it may take, and the medians of what it took of late
+        (null before any request)."""
+        return JSONResponse(service.meter.efforts())
+
+    return api

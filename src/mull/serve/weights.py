@@ -1,0 +1,207 @@
+"""Which checkpoint answers: a new one is loaded beside the old, and each request ends on the weights it began with.
+
+What may set this off: `POST /mull/reload`, SIGHUP, or new files in the model's folder (`watch_model` seconds between
+looks). A folder that cannot be loaded changes nothing. Over HTTP it takes the admin key of the settings' `admin` file,
+in a header of its own that no web page can send without being asked first: API keys are for clients, and even on a
+loopback address others may come through a proxy. Without such a file the route refuses everybody.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import hmac
+import logging
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from hashlib import sha256
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from mull.errors import UserError
+from mull.models.nano import model_folder
+from mull.search.sources import Opened, Source, loaded
+
+if TYPE_CHECKING:
+    from fastapi import APIRouter
+
+    from mull.serve.service import Service
+    from mull.serve.settings import Settings
+
+HEADER = "x-mull-admin"
+log = logging.getLogger("mull.serve")
+
+
+def source_of(settings: Settings) -> Source:
+    """What the settings say to load."""
+    return Source(
+        settings.model or "nano",
+        settings.endpoint,
+        settings.tokenizer,
+        settings.endpoint_model,
+        settings.scorer,
+        settings.critic,
+        max_sequences=settings.max_sequences,
+        memory_bytes=settings.memory_bytes,
+    )
+
+
+@dataclass(eq=False)
+class Version:
+    tools: Opened
+    users: int = 0  # jobs, and raw completions, that work with it
+
+
+class Weights:
+    """The current version and those before it that are still at work."""
+
+    def __init__(self, source: Source, tools: Opened):
+        self.source = source
+        self.current = Version(tools)
+        self.before: list[Version] = []
+        self.reloads = self.failures = 0
+        self._loading = asyncio.Lock()
+
+    @contextmanager
+    def in_use(self) -> Iterator[Opened]:
+        """The tools that are current now, kept until the end."""
+        version = self.current
+        version.users += 1
+        try:
+            yield version.tools
+        finally:
+            version.users -= 1
+            self._free()
+
+    async def reload(self, model: str = "") -> Opened:
+        """Loads the model's folder again, or another one, in a thread; what comes in from then on is answered by it.
+
+        UserError where it cannot be loaded: the old version goes on. One at a time.
+        """
+        if self.source.endpoint:
+            raise UserError("the weights lie at an endpoint: load new ones there")
+        async with self._loading:
+            source, keep = replace(self.source, model=model or self.source.model), self.current.tools
+            try:
+                tools = await asyncio.to_thread(_checked, source, keep)
+            except UserError:
+                self.failures += 1
+                raise
+            self.source = source
+            self.before.append(self.current)
+            self.current = Version(tools)
+            self.reloads += 1
+            self._free()
+            return tools
+
+    def _free(self) -> None:
+        """Lets go of old versions that nobody works with any more."""
+        kept = [version for version in self.before if version.users]
+        if len(kept) < len(self.before):
+            self.before = kept
+            asyncio.get_running_loop().call_later(0.5, gc.collect)  # what the last job leaves in cycles goes as well
+
+    async def watch(self, seconds: float, service: Service) -> None:
+        """Reloads when the folder's files have changed and stay as they are from one look to the next."""
+        seen = signature(self.source.model)
+        while True:
+            await asyncio.sleep(seconds)
+            now = signature(self.source.model)
+            if now == seen or not now:
+                continue
+            await asyncio.sleep(min(seconds, 1.0))
+            if signature(self.source.model) != now:
+                continue  # somebody is still writing
+            seen = now
+            try:
+                await reload(service)
+            except Exception:
+                log.exception("reload failed")
+
+
+def _checked(source: Source, keep: Opened) -> Opened:
+    """A version behind `keep` that works; UserError otherwise."""
+    try:
+        tools = loaded(source, keep.sampler.policy_version + 1, keep)
+    except UserError:
+        raise
+    except (OSError, ValueError, KeyError, RuntimeError, MemoryError) as problem:
+        text = f"{source.model} could not be loaded ({type(problem).__name__}: {problem})"
+        raise UserError(f"{text}: the folder must hold a whole model") from problem
+    model: Any = getattr(tools.sampler, "model", None)
+    if not all(bool(torch.isfinite(p).all()) for p in model.parameters()):
+        raise UserError(f"{source.model} has weights that are not finite numbers: its training has gone wrong")
+    return tools
+
+
+def signature(model: str) -> tuple[tuple[str, int, int], ...]:
+    """What changes when a folder's model is written anew; () where there is none."""
+    try:
+        files = [p for p in Path(model_folder(model)).iterdir() if p.suffix in (".safetensors", ".json", ".jinja")]
+        return tuple(sorted((p.name, p.stat().st_size, p.stat().st_mtime_ns) for p in files))
+    except (OSError, UserError):
+        return ()
+
+
+async def reload(service: Service, model: str = "") -> dict[str, Any]:
+    """Reloads and reports, in the log as well: {"policy_version": …, "seconds": …}, or {"error": one sentence}."""
+    started, weights = time.monotonic(), service.weights
+    name = model or weights.source.model
+    try:
+        tools = await weights.reload(model)
+    except UserError as problem:
+        log.error("reload failed", extra={"fields": {"model": name, "problem": str(problem)}})
+        return {"error": str(problem)}
+    service.resized()
+    told = {"policy_version": tools.sampler.policy_version, "seconds": round(time.monotonic() - started, 3)}
+    log.info("reload", extra={"fields": {"model": name, **told}})
+    return told
+
+
+def router(service: Service) -> APIRouter:
+    """`POST /mull/reload`, with an optional {"model": DIR}."""
+    from fastapi import APIRouter, Request
+    from fastapi.responses import JSONResponse
+
+    from mull.serve.errors import ApiError, invalid
+    from mull.serve.limits import read_json
+    from mull.serve.shapes import errors
+
+    api = APIRouter()
+    digest = sha256(admin_key(service.settings.admin)).digest() if service.settings.admin else None
+
+    @api.post("/mull/reload", responses=errors(400, 401, 403))
+    async def reload_route(request: Request) -> JSONResponse:
+        """Loads new weights beside the old ones; requests under way end on theirs. For the operator alone."""
+        if digest is None:
+            message = "Reloading over HTTP is off: start the server with admin=FILE, or send it the signal SIGHUP."
+            raise ApiError(403, message, type="permission_error", code="reload_off")
+        given = sha256(request.headers.get(HEADER, "").encode("utf-8", "surrogateescape")).digest()
+        if not hmac.compare_digest(given, digest):
+            message = f"Give the admin key in the header {HEADER}."
+            raise ApiError(401, message, type="authentication_error", code="invalid_admin_key")
+        body = await read_json(request) if await request.body() else {}
+        model = body.get("model", "")
+        if not isinstance(model, str) or "\0" in model:
+            raise invalid("model must be the name of a folder.", "model")
+        told = await reload(service, model)
+        if "error" in told:
+            raise invalid(told["error"], "model", "model_not_loaded")
+        return JSONResponse({"model": service.name, **told})
+
+    return api
+
+
+def admin_key(path: Path) -> bytes:
+    """The one line of the file; UserError where there is none."""
+    try:
+        key = path.read_bytes().strip()
+    except OSError as problem:
+        raise UserError(f"the admin key file {path} cannot be read ({problem.strerror})") from None
+    if len(key) < 16 or b"\n" in key:
+        raise UserError(f"the admin key file {path} must hold one key of 16 characters or more, on one line")
+    return key
