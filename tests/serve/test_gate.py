@@ -3,6 +3,7 @@
 import asyncio
 from contextlib import AsyncExitStack
 from dataclasses import replace
+from itertools import pairwise
 
 import pytest
 from hypothesis import given
@@ -127,7 +128,7 @@ def test_the_bound_by_bytes_is_never_below_the_exact_one(prompt: int, more: int,
 @given(st.sampled_from(PLANS), st.integers(0, 1000))
 def test_fewer_chains_never_need_more(plan: Plan, prompt: int):
     found = [needs(plan.reduced(n), prompt, 1024) for n in range(1, plan.samples + 1)]
-    assert all(b.holds(a) for a, b in zip(found, found[1:], strict=False))
+    assert all(b.holds(a) for a, b in pairwise(found))
 
 
 # ------------------------------------------------------------------------------------------------------ order

@@ -1,4 +1,4 @@
-"""What the service counts: Prometheus metrics at `/metrics`, and what each effort has cost of late.
+"""What the service counts: Prometheus metrics, and what each effort has cost of late (`operator_api.py` tells them).
 
 Every job and every raw completion is recorded at one place, the end of `service.job` and `service.place`, so that no
 API can forget one.
@@ -14,8 +14,7 @@ from dataclasses import dataclass, field
 from statistics import median
 from typing import TYPE_CHECKING, Any, Literal
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
-from prometheus_client.exposition import CONTENT_TYPE_LATEST
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
 from mull.errors import UserError
 from mull.search.allocate import load_calibration
@@ -23,8 +22,6 @@ from mull.serve.errors import ApiError
 from mull.serve.plan import LEVELS, Level, Wish
 
 if TYPE_CHECKING:
-    from fastapi import APIRouter
-
     from mull.serve.job import Job
     from mull.serve.service import Service
 
@@ -207,25 +204,3 @@ def _pages(what: str, service: Service) -> float:
 def _sequences(service: Service) -> float:
     samplers: list[Any] = [version.tools.sampler for version in (service.weights.current, *service.weights.before)]
     return sum(len(s.schedule.order) + len(s.schedule.waiting) for s in samplers if hasattr(s, "schedule"))
-
-
-def router(service: Service) -> APIRouter:
-    """`/metrics` for Prometheus and `/mull/efforts` for the page."""
-    from fastapi import APIRouter, Response
-    from fastapi.responses import JSONResponse
-
-    api = APIRouter()
-
-    @api.get("/metrics", response_class=Response)
-    async def metrics() -> Response:
-        """What the service counts, in Prometheus' text format."""
-        # The header is set whole: Starlette would add a second charset to a media type.
-        return Response(generate_latest(service.meter.registry), headers={"Content-Type": CONTENT_TYPE_LATEST})
-
-    @api.get("/mull/efforts")
-    async def efforts() -> JSONResponse:
-        """Of each effort: the strategy, chains and tokens that it may take, and the medians of what it took of late
-        (null before any request)."""
-        return JSONResponse(service.meter.efforts())
-
-    return api

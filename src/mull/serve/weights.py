@@ -1,22 +1,18 @@
 """Which checkpoint answers: a new one is loaded beside the old, and each request ends on the weights it began with.
 
-What may set this off: `POST /mull/reload`, SIGHUP, or new files in the model's folder (`watch_model` seconds between
-looks). A folder that cannot be loaded changes nothing. Over HTTP it takes the admin key of the settings' `admin` file,
-in a header of its own that no web page can send without being asked first: API keys are for clients, and even on a
-loopback address others may come through a proxy. Without such a file the route refuses everybody.
+What may set this off: `POST /mull/reload` (see `operator_api.py`), SIGHUP, or new files in the model's folder
+(`watch_model` seconds between looks). A folder that cannot be loaded changes nothing.
 """
 
 from __future__ import annotations
 
 import asyncio
 import gc
-import hmac
 import logging
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,12 +23,9 @@ from mull.models.nano import model_folder
 from mull.search.sources import Opened, Source, loaded
 
 if TYPE_CHECKING:
-    from fastapi import APIRouter
-
     from mull.serve.service import Service
     from mull.serve.settings import Settings
 
-HEADER = "x-mull-admin"
 log = logging.getLogger("mull.serve")
 
 
@@ -160,48 +153,3 @@ async def reload(service: Service, model: str = "") -> dict[str, Any]:
     told = {"policy_version": tools.sampler.policy_version, "seconds": round(time.monotonic() - started, 3)}
     log.info("reload", extra={"fields": {"model": name, **told}})
     return told
-
-
-def router(service: Service) -> APIRouter:
-    """`POST /mull/reload`, with an optional {"model": DIR}."""
-    from fastapi import APIRouter, Request
-    from fastapi.responses import JSONResponse
-
-    from mull.serve.errors import ApiError, invalid
-    from mull.serve.limits import read_json
-    from mull.serve.shapes import errors
-
-    api = APIRouter()
-    digest = sha256(admin_key(service.settings.admin)).digest() if service.settings.admin else None
-
-    @api.post("/mull/reload", responses=errors(400, 401, 403))
-    async def reload_route(request: Request) -> JSONResponse:
-        """Loads new weights beside the old ones; requests under way end on theirs. For the operator alone."""
-        if digest is None:
-            message = "Reloading over HTTP is off: start the server with admin=FILE, or send it the signal SIGHUP."
-            raise ApiError(403, message, type="permission_error", code="reload_off")
-        given = sha256(request.headers.get(HEADER, "").encode("utf-8", "surrogateescape")).digest()
-        if not hmac.compare_digest(given, digest):
-            message = f"Give the admin key in the header {HEADER}."
-            raise ApiError(401, message, type="authentication_error", code="invalid_admin_key")
-        body = await read_json(request) if await request.body() else {}
-        model = body.get("model", "")
-        if not isinstance(model, str) or "\0" in model:
-            raise invalid("model must be the name of a folder.", "model")
-        told = await reload(service, model)
-        if "error" in told:
-            raise invalid(told["error"], "model", "model_not_loaded")
-        return JSONResponse({"model": service.name, **told})
-
-    return api
-
-
-def admin_key(path: Path) -> bytes:
-    """The one line of the file; UserError where there is none."""
-    try:
-        key = path.read_bytes().strip()
-    except OSError as problem:
-        raise UserError(f"the admin key file {path} cannot be read ({problem.strerror})") from None
-    if len(key) < 16 or b"\n" in key:
-        raise UserError(f"the admin key file {path} must hold one key of 16 characters or more, on one line")
-    return key

@@ -1,0 +1,126 @@
+"""What the operator asks: `/metrics`, `/mull/efforts`, and `/mull/reload` for new weights.
+
+Reloading takes the admin key, from the file that the setting `admin` names, in a header of its own that no web page can
+send without being asked first. API keys are for clients, and even on a loopback address others may come through a
+proxy, so that neither opens this door: without an admin key it is shut, and SIGHUP or `watch_model` do the work.
+"""
+
+from __future__ import annotations
+
+import hmac
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+from fastapi import APIRouter, Request, Response
+from fastapi.responses import JSONResponse
+from prometheus_client import generate_latest
+from prometheus_client.exposition import CONTENT_TYPE_LATEST
+
+from mull.errors import UserError
+from mull.serve.errors import ApiError, invalid
+from mull.serve.limits import read_json
+from mull.serve.plan import Level
+from mull.serve.service import Service
+from mull.serve.shapes import ErrorBody, Shape, errors
+from mull.serve.weights import reload
+
+HEADER = "x-mull-admin"
+
+
+class Expected(Shape):
+    chains: float
+    accuracy: float
+
+
+class Effort(Shape):
+    strategy: str
+    chains: int
+    most_tokens: int
+    requests: int
+    median_tokens: float | None
+    median_seconds: float | None
+    expected: Expected | None
+
+
+class Efforts(Shape):
+    default: Level
+    efforts: dict[Level, Effort]
+
+
+class Reloaded(Shape):
+    model: str
+    policy_version: int
+    seconds: float
+
+
+def router(service: Service) -> APIRouter:
+    """UserError where the settings name an admin key file that cannot be used."""
+    api, s = APIRouter(), service.settings
+    digest = sha256(admin_key(s.admin)).digest() if s.admin else None
+
+    @api.get(
+        "/metrics",
+        response_class=Response,
+        responses={200: {"content": {CONTENT_TYPE_LATEST: {"schema": {"type": "string"}}}}, **errors(401, 405)},
+    )
+    async def metrics() -> Response:
+        """What the service counts, in Prometheus' text format."""
+        # The header is set whole: Starlette would add a second charset to a media type.
+        return Response(generate_latest(service.meter.registry), headers={"Content-Type": CONTENT_TYPE_LATEST})
+
+    @api.get("/mull/efforts", response_model=Efforts, responses=errors(401, 405))
+    async def efforts() -> Response:
+        """Of each effort: the strategy, chains and tokens that it may take, and the medians of what it took of late
+        (null before any request)."""
+        return JSONResponse(service.meter.efforts())
+
+    @api.post(
+        "/mull/reload",
+        response_model=Reloaded,
+        responses={
+            **errors(400, 401, 405, 408, 413, 500),
+            403: {"model": ErrorBody, "description": "The server was started without an admin key."},
+        },
+        openapi_extra={
+            "parameters": [{"name": HEADER, "in": "header", "required": True, "schema": {"type": "string"}}],
+            "requestBody": {
+                "required": False,
+                "content": {
+                    "application/json": {"schema": {"type": "object", "properties": {"model": {"type": "string"}}}}
+                },
+            },
+        },
+    )
+    async def reload_route(request: Request) -> Response:
+        """Loads the model's folder again, or another `model`, beside the old weights. Requests under way end on
+        theirs. For the operator alone."""
+        if digest is None:
+            message = "Reloading over HTTP is off: start the server with admin=FILE, or send it the signal SIGHUP."
+            raise ApiError(403, message, type="permission_error", code="reload_off")
+        given = sha256(request.headers.get(HEADER, "").encode("utf-8", "surrogateescape")).digest()
+        if not hmac.compare_digest(given, digest):
+            raise ApiError(401, f"Give the admin key in the header {HEADER}.", code="invalid_admin_key")
+        body: dict[str, Any] = await read_json(request) if await request.body() else {}
+        if unknown := [key for key in body if key != "model"]:
+            raise invalid(f"Unknown parameter: '{unknown[0][:60]}'.", unknown[0][:60], "unknown_parameter")
+        model = body.get("model", "")
+        if not isinstance(model, str) or "\0" in model:
+            raise invalid("Invalid 'model': give the name of a folder.", "model", "invalid_type")
+        told = await reload(service, model)
+        if "error" in told:
+            raise invalid(told["error"], "model", "model_not_loaded")
+        return JSONResponse({"model": service.name, **told})
+
+    return api
+
+
+def admin_key(path: Path) -> bytes:
+    """The one line of the file; UserError where there is none."""
+    try:
+        key = path.read_bytes().strip()
+    except OSError as problem:
+        raise UserError(f"the admin key file {path} cannot be read ({problem.strerror})") from None
+    if len(key) < 16 or b"\n" in key or not key.isascii():
+        raise UserError(f"the admin key file {path} must hold one key of 16 ASCII characters or more, on one line")
+    return key
