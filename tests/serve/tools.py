@@ -153,8 +153,10 @@ def serving(service: Service) -> Iterator[Served]:
         until(lambda: server.started, 30)
         yield Served(service, port)
     finally:
-        server.should_exit = server.force_exit = True
-        thread.join(30)
+        server.should_exit = True
+        thread.join(10)
+        server.force_exit = True
+        thread.join(20)
     assert not thread.is_alive()
 
 
@@ -164,3 +166,14 @@ def until(true: Any, seconds: float = 10.0) -> None:
     while not true():
         assert time.monotonic() < end, "it did not happen in time"
         time.sleep(0.01)
+
+
+def thinking(thought: str, answer: str) -> Any:
+    """A script of which every chain thinks and answers the same."""
+    chat = nano()[1]
+
+    def follows(prefix: tuple[int, ...]) -> str | None:
+        text = chat.decode(prefix)
+        return thought + "</think>" if text.endswith("<think>") else answer if text.endswith("</think>") else None
+
+    return follows
