@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # Reflection in three pieces, all on the model that ships.
 #
-#   reflect  RefAug: worked solutions with another way and a further problem behind the answer, against the same without,
-#            at equal examples and (from more problems, and from more passes) at equal tokens
+#   reflect  RefAug: worked solutions with another way and a further problem behind the answer, against the same
+#            without, at equal examples and (from more problems, and from more passes) at equal tokens
 #   correct  SCoRe: a second attempt at the same question, against its ablations, plain RL, STaR and supervised pairs
 #   aha      how often chains check, backtrack and begin again, and what that is worth: base, fine-tuned, trained by RL.
 #            The trained models are those of runs/rl_against_sft.sh where its run folder has them, else short ones of
@@ -18,21 +18,22 @@ export OMP_NUM_THREADS=1 OMP_WAIT_POLICY=passive
 out=$1
 bin=${BIN:-.venv/bin}
 seeds=${SEEDS:-0 1 2}
-problems=${PROBLEMS:-1500}              # worked ones, of reflect
-steps=${STEPS:-60}                      # of correct; a third of them in stage I
+problems=${PROBLEMS:-1000}              # worked ones, of reflect; three passes over them, as in the paper
+steps=${STEPS:-80}                      # of correct; a third of them in stage I
 tokens=${TOKENS:-600000}                # that aha's own models learn from, where it has to train them
 held=${HELD:-200}                       # held-out problems of each measurement
 trained=${TRAINED:-runs/rl-against-sft} # where aha looks for models
 
 reflect() { # task levels harder seed
     "$bin/mull" reflect --task "$1" --seed "$4" --resume --quiet --out "$out/reflect/$1-$4" -o "levels=$2" \
-        -o "hard_levels=$3" -o "problems=$problems" -o lr=1e-3 -o "eval_problems=$held" \
-        -o eval_samples=4
+        -o "hard_levels=$3" -o "problems=$problems" -o passes=3 -o examples=16 -o lr=1e-3 \
+        -o "eval_problems=$held" -o eval_samples=4
     "$bin/python" runs/reflection_evidence.py passes "$out" "$1" "$4"
 }
 
-# Every method samples about as many tokens a step: one of single attempts asks twice as many questions. beta2 is ten
-# times the recipe's default, the paper's: with less of it, stage I moved the first attempt nearly as far as the second.
+# Every method samples about as many tokens a step: one of single attempts asks twice as many questions. What holds the
+# first attempt in stage I is stronger here than the recipe's defaults (beta2=0.1, credit=sum), under which it moved
+# nearly as far as the second.
 correct() { # arm seed
     local options
     case $1 in
@@ -43,8 +44,8 @@ correct() { # arm seed
         first | pair_sft) options=(--method "$1" -o groups=32) ;;
     esac
     "$bin/mull" correct --task chain --steps "$steps" --seed "$2" --resume --quiet --out "$out/correct/chain/$1-$2" \
-        -o 'levels=[1,2]' -o "stage1_steps=$((steps / 3))" -o groups=16 -o group_size=8 -o beta2=1 -o eval_problems=0 \
-        "${options[@]}"
+        -o 'levels=[1]' -o "stage1_steps=$((steps / 3))" -o groups=16 -o group_size=8 \
+        -o beta2=1 -o credit=own -o eval_problems=0 "${options[@]}"
     "$bin/python" runs/reflection_evidence.py attempts "$out" "$held" "$1" "$2"
 }
 
@@ -78,7 +79,9 @@ fi
 # One process a core: training a small model does not use two threads well. The longest jobs come first.
 {
     for seed in $seeds; do for task in countdown chain; do echo "aha $task $seed"; done; done
-    for seed in $seeds; do for arm in score no-stage1 no-bonus first star pair_sft; do echo "correct $arm $seed"; done; done
+    for seed in $seeds; do
+        for arm in score no-stage1 no-bonus first star pair_sft; do echo "correct $arm $seed"; done
+    done
     for seed in $seeds; do
         echo "reflect addition [2,3] [4] $seed"
         echo "reflect chain [1,2] [3] $seed"

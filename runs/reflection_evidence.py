@@ -137,7 +137,7 @@ CORRECT = arms.Experiment(
         "star": "STaR on corrections",
         "pair_sft": "pair-SFT",
     },
-    splits={"level 1": (1,), "level 2": (2,)},
+    splits={"level 1": (1,), "level 2 (not trained)": (2,)},
     pairs=[("score", other) for other in ("no-stage1", "no-bonus", "first", "star", "pair_sft", "base")],
     chains=4,
 )
