@@ -82,6 +82,7 @@ class Result:
     flops: float = 0.0
     trace: Trace | None = None  # None when thinking was ended early
     steps: list[Step] = field(default_factory=list)  # the tree as it was seen, also then
+    winner: int = -1  # the step that is the answer; -1: no single one is
     policy_version: int = 0
 
     @property
@@ -173,6 +174,7 @@ class Job:
             exhausted=trace.exhausted,
             lost=list(trace.lost),
             trace=trace,
+            winner=self.live.find([t for s in path for t in s.tokens]),
             policy_version=answer.policy_version if answer else self.tools.sampler.policy_version,
         )
 
@@ -191,6 +193,7 @@ class Job:
             votes=[s.text for s in self.live.answers],
             early=early,
             lost=lost,
+            winner=step.id if step else -1,
             policy_version=self.tools.sampler.policy_version,
         )
 

@@ -110,7 +110,7 @@ class Live:
 
     def begin(self, prefix: Sequence[int], n: int) -> list[Branch]:
         inside = prefix[len(self.prompt) :]
-        parent, answering = self._find(prefix), self._closed(inside)
+        parent, answering = self.find(prefix), self._closed(inside)
         made = [Branch(parent, answering) for _ in range(n)]
         if answering:
             self.speaking = made[0]
@@ -184,7 +184,7 @@ class Live:
     def known(self, thought: Sequence[int]) -> None:
         """Makes a step of a thought that was broken off, so that an answer can stand behind it."""
         prefix = [*self.prompt, *thought]
-        at = self._find(prefix)
+        at = self.find(prefix)
         behind = len(prefix) - next(n for n in range(len(prefix), 0, -1) if _key(prefix[:n]) in self._known)
         if behind:
             self.steps.append(Step(len(self.steps), at, self.chat.decode(prefix[-behind:]), behind))
@@ -192,6 +192,14 @@ class Live:
             self._known[_key(prefix)] = len(self.steps) - 1
 
     # ------------------------------------------------------------------------------------------ looking
+
+    def find(self, prefix: Sequence[int]) -> int:
+        """The step that a prefix ends in, or behind: what a strategy wrote itself is no step."""
+        key = _key(prefix)
+        for n in range(len(prefix), len(self.prompt), -1):
+            if (at := self._known.get(key[: 4 * n])) is not None:
+                return at
+        return -1
 
     def partial(self) -> list[int]:
         """The longest unfinished thought as it stands, tokens behind the prompt: what an answer can be forced from."""
@@ -208,14 +216,6 @@ class Live:
         return best
 
     # ------------------------------------------------------------------------------------------- inside
-
-    def _find(self, prefix: Sequence[int]) -> int:
-        """The step that a prefix ends in, or behind: what a strategy wrote itself is no step."""
-        key = _key(prefix)
-        for n in range(len(prefix), len(self.prompt), -1):
-            if (at := self._known.get(key[: 4 * n])) is not None:
-                return at
-        return -1
 
     def _closed(self, inside: Sequence[int]) -> bool:
         return thought_end(self.chat, inside) is not None
