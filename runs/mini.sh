@@ -1,0 +1,142 @@
+#!/usr/bin/env bash
+# Mini: how much of a trained model goes into one of a third its size, and what becomes of its answers when its thoughts
+# are held short.
+#   Students on chain: the teacher is nano after RL. Off-policy from fresh weights (all right chains, the shortest right
+#   one, all chains unverified), from one of the teacher's layers, and from a small base; on-policy after that; RL alone
+#   from the small base, and the small base itself.
+#   Lengths on countdown, where thoughts are searches of very different length: token targets, effort words, rewards for
+#   short chains, long-to-short, beside cutting chains off and closing their thoughts by force.
+# About an hour and a half on two cores, if runs/rl_against_sft.sh has left its models; a quarter more if not. Goes on
+# where it was stopped.
+#
+#   runs/mini.sh [run folder]
+set -euo pipefail
+cd "$(dirname "$0")/.."
+set -- "${1:-runs/mini}" "${@:2}"
+export OMP_NUM_THREADS=1 OMP_WAIT_POLICY=passive
+out=$1
+bin=${BIN:-.venv/bin}
+trained=${TRAINED:-runs/rl-against-sft} # whose rl-0 is the teacher, where it is there
+rl_tokens=${RL_TOKENS:-1500000}         # learnt from by teachers and by RL alone, prompts included
+tokens=${TOKENS:-4000000}               # learnt from by a fresh student, and by the small base
+problems=${PROBLEMS:-8192}              # questions to the teacher, 8 chains each
+on_steps=${ON_STEPS:-200}
+seeds=${SEEDS:-0 1 2}
+students=${STUDENTS:-fresh-right fresh-shortest fresh-all layers small-right rl}
+length_seeds=${LENGTH_SEEDS:-0}
+length_tokens=${LENGTH_TOKENS:-2500000} # sampled for training by each arm of the lengths
+length_problems=${LENGTH_PROBLEMS:-1024}
+lengths=${LENGTHS:-plain exact max words kimi cosine overlong shortest pairs}
+
+shape=(-o layers=5 -o width=64) # 32% of nano's parameters
+levels=(-o "levels=[1,2]" -o dtype=bfloat16 --resume --quiet)
+
+teacher() { # task: what the other piece has trained, or the same RL here
+    local folder=$out/$1/teacher found=$trained/$1/rl-0
+    if [ -d "$folder/model" ]; then return; fi
+    if [ -f "$folder/config.toml" ] || [ ! -f "$found/model/model.safetensors" ]; then
+        "$bin/mull" rl --task "$1" --steps 2000 --out "$folder" -o "trained_tokens=$rl_tokens" "${levels[@]}"
+    else
+        rm -rf "$folder.part" && mkdir -p "$folder.part"
+        cp -r "$found/model" "$found/metrics.jsonl" "$folder.part" && mv "$folder.part" "$folder"
+    fi
+}
+
+# ------------------------------------------------------------------------------------------------ students
+
+distill() { # name seed [options]
+    "$bin/mull" distill --task chain --seed "$2" --out "$out/chain/$1-$2" --teacher "$out/chain/teacher/model" \
+        -o eval_problems=0 "${levels[@]}" "${@:3}"
+}
+
+# About equal tokens for every kind of chain. Many small steps, as in pretraining.
+off() { # name seed keep [options]
+    distill "$1" "$2" --keep "$3" --traces "$out/chain/traces" -o "problems=$problems" -o samples=8 \
+        -o "epochs=$(cat "$out/chain/epochs-$3")" -o step_tokens=2048 -o optimizer=muon -o weight_decay=0.1 \
+        -o checkpoint_every=500 "${@:4}"
+}
+
+student() { # arm seed
+    local small=$out/chain/small-$2/model fresh=(-o lr=3e-3 -o warmup=50)
+    case $1 in
+        fresh-*) off "$1" "$2" "${1#fresh-}" "${shape[@]}" "${fresh[@]}" ;;
+        layers) off layers "$2" right -o init=layers -o layers=1 "${fresh[@]}" ;;
+        small-right) off small-right "$2" right --student "$small" -o lr=2e-3 ;;
+        on) distill on "$2" --method on --student "$out/chain/small-right-$2/model" --steps "$on_steps" -o lr=1e-3 ;;
+        rl) # where nothing is solved nothing is learnt from: then the sampled tokens end it
+            "$bin/mull" rl --model "$small" --task chain --steps 2000 --seed "$2" --out "$out/chain/rl-$2" \
+                -o "trained_tokens=$rl_tokens" -o "sampled_tokens=$((4 * rl_tokens))" "${levels[@]}"
+            ;;
+        small)
+            "$bin/mull" pretrain --task chain --steps $((tokens / 2048)) --seed "$2" --out "$out/chain/small-$2" \
+                -o levels=2 "${shape[@]}" -o step_tokens=2048 --resume --quiet
+            ;;
+    esac
+    "$bin/python" runs/mini_evidence.py measure "$out" "$1" "$2"
+    if [ "$1" = small-right ]; then student on "$2"; fi
+}
+
+# ------------------------------------------------------------------------------------------------ lengths
+
+# Every arm goes on from the same trained model, by the same number of sampled tokens.
+length() { # arm seed
+    local options=() start=$out/countdown/teacher/model
+    case $1 in
+        plain) ;;
+        exact) options=(-o length=lcpo_exact -o "wanted=[24,192]") ;;
+        max) options=(-o length=lcpo_max -o "wanted=[24,192]") ;;
+        words) options=(-o length=lcpo_exact -o "wanted=[24,192]" -o effort_words=true) ;;
+        kimi | cosine) options=(-o "length=$1") ;;
+        overlong) options=(-o overlong_buffer=192 -o truncated=keep) ;;
+    esac
+    local common=(--task countdown --seed "$2" --out "$out/countdown/$1-$2" "${levels[@]}")
+    local few=(-o "problems=$length_problems" -o samples=8 -o eval_problems=0 -o step_tokens=4096 -o lr=2e-4 \
+        -o epochs=3)
+    case $1 in
+        shortest)
+            "$bin/mull" distill --teacher "$start" --student "$start" --keep shortest "${common[@]}" "${few[@]}" \
+                -o most_share=1
+            ;;
+        pairs)
+            "$bin/mull" dpo --model "$start" --method dpo --strategy sample "${common[@]}" "${few[@]}" -o pairs=short
+            ;;
+        *)
+            "$bin/mull" rl --model "$start" --steps 2000 "${common[@]}" -o "sampled_tokens=$length_tokens" \
+                -o groups=12 "${options[@]}"
+            ;;
+    esac
+    "$bin/python" runs/mini_lengths.py measure "$out" "$1" "$2"
+}
+
+# ------------------------------------------------------------------------------------------------ all of it
+
+job() { # what name seed
+    case $1 in
+        teacher)
+            teacher "$2"
+            if [ "$2" = chain ]; then
+                "$bin/python" runs/mini_evidence.py traces "$out" "$problems" "$tokens"
+                "$bin/python" runs/mini_evidence.py measure "$out" teacher 0
+            else
+                "$bin/python" runs/mini_lengths.py measure "$out" start 0
+            fi
+            ;;
+        student) student "$2" "$3" ;;
+        length) length "$2" "$3" ;;
+    esac
+}
+if [ "${2:-}" = job ]; then
+    job "$3" "$4" "$5"
+    exit
+fi
+# One process a core: training a small model does not use two threads well.
+{
+    echo teacher chain 0
+    for seed in $seeds; do echo student small "$seed"; done
+    echo teacher countdown 0
+} | xargs -P 2 -L 1 runs/mini.sh "$out" job
+{
+    for seed in $length_seeds; do for arm in $lengths; do echo length "$arm" "$seed"; done; done
+    for seed in $seeds; do for name in $students; do echo student "$name" "$seed"; done; done
+} | xargs -P 2 -L 1 runs/mini.sh "$out" job
+for script in mini_evidence mini_lengths; do "$bin/python" "runs/$script.py" table "$out"; done

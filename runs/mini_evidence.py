@@ -1,0 +1,182 @@
+"""The traces, measurements and tables of the students in runs/mini.sh.
+
+python runs/mini_evidence.py traces RUN QUESTIONS TOKENS   the teacher's chains; epochs of each kind for TOKENS
+python runs/mini_evidence.py measure RUN ARM SEED          RUN/chain/ARM-SEED.json: 16 chains for each held-out problem
+python runs/mini_evidence.py table RUN                     docs/evidence/mini*.json
+
+TEST_PROBLEMS is the number of held-out problems, 256 unless it is set.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mull.evals import arms, evidence
+from mull.evals.metrics import percentile_interval
+from mull.files import read_jsonl, write_whole
+from mull.learn.distill import Keep, parameters, verified
+from mull.ledger import Ledger
+from mull.models import hf
+from mull.recipes.distill import DistillConfig, prepared
+from mull.recipes.search_data import trace_of
+from mull.tasks.load import load_task
+
+KEEPS: tuple[Keep, ...] = ("right", "shortest", "all")
+SPLIT = "levels 1 and 2"
+ARMS = {
+    "teacher": "teacher: nano after RL",
+    "fresh-right": "fresh, all right chains",
+    "fresh-shortest": "fresh, shortest right chain",
+    "fresh-all": "fresh, all chains, unverified",
+    "layers": "one of the teacher's layers, all right chains",
+    "small-right": "small base, all right chains",
+    "on": "small base, all right chains, then on-policy",
+    "rl": "small base, RL alone",
+    "small": "small base",
+}
+BEFORE = {"on": "small-right", "small-right": "small", "rl": "small"}  # what an arm goes on from
+PAIRS = [
+    ("fresh-right", "fresh-all"),
+    ("fresh-shortest", "fresh-right"),
+    ("small-right", "fresh-right"),
+    ("on", "small-right"),
+    ("small-right", "rl"),
+    ("on", "rl"),
+    ("rl", "small"),
+]
+
+
+def experiment(run: Path) -> arms.Experiment:
+    base, problems = run / "chain" / "teacher" / "model", int(os.environ.get("TEST_PROBLEMS", "256"))
+    return arms.Experiment("runs/mini.sh", base, ARMS, {SPLIT: (1, 2)}, PAIRS, problems, chains=16, ks=(1, 16))
+
+
+def traces(run: str, questions: int, tokens: int) -> None:
+    """Fills the folder that all students share, as `mull distill` would, and writes RUN/chain/epochs-KEEP: how often
+    the chains of a kind must be learnt for about so many tokens, prompts included."""
+    home = Path(run) / "chain"
+    if all((home / f"epochs-{keep}").exists() for keep in KEEPS):
+        return
+    teacher = f"{run}/chain/teacher/model"  # as runs/mini.sh spells it: traces of another teacher are refused
+    cfg = DistillConfig(teacher=teacher, traces=home / "traces", problems=questions, keep="all")
+    prepared(cfg, [load_task("chain")], cfg.micro_tokens, Ledger(), "quiet")
+    found = [trace_of(row) for row in read_jsonl(home / "traces" / "traces.jsonl")]
+    for keep in KEEPS:
+        once = sum(len(lesson.tokens) for lesson in verified(found, keep))
+        epochs = max(1, round(tokens / max(once, 1)))
+        print(f"{keep}: {once:,} tokens, {epochs} times", flush=True)
+        write_whole(home / f"epochs-{keep}", f"{epochs}\n".encode())
+
+
+def measure(run: Path, arm: str, seed: str) -> None:
+    what, path = experiment(run), run / "chain" / f"{arm}-{seed}.json"
+    folder = what.base if arm == "teacher" else run / "chain" / f"{arm}-{seed}" / "model"
+    if not path.exists():
+        started = time.time()
+        found = {split: arms.counts(what, folder, "chain", levels) for split, levels in what.splits.items()}
+        write_whole(path, json.dumps(found).encode())
+        print(f"{arm}-{seed}: measured in {time.time() - started:.0f} s", flush=True)
+
+
+# ------------------------------------------------------------------------------------------------ the tables
+
+
+def there(run: Path) -> list[str]:
+    """The arms that were measured: which are wanted is a setting of runs/mini.sh."""
+    return [arm for arm in ARMS if list((run / "chain").glob(f"{arm}-[0-9]*.json"))]
+
+
+def accuracy(run: Path) -> list[dict[str, Any]]:
+    """Every arm's pass@1 and pass@16, and its share of the teacher's pass@1."""
+    what, rows = experiment(run), []
+    teacher_PK = arms.read(what, run, "chain", "teacher", SPLIT)[0]
+    for arm in there(run):
+        found_SPK = arms.read(what, run, "chain", arm, SPLIT)
+        cells = {f"pass@{k}": value for k, value in zip(what.ks, arms.interval(found_SPK), strict=True)}
+        if arm != "teacher":
+            cells["of the teacher's pass@1"] = share_of(found_SPK[:, :, 0], teacher_PK[:, 0])
+        for column, value in cells.items():
+            claim = f"chain, {SPLIT} / {ARMS[arm]} / {column}"
+            rows.append(arms.row(what, claim, value, *found_SPK.shape[:2]))
+    return rows
+
+
+def share_of(values_SP: np.ndarray, teacher_P: np.ndarray, resamples: int = 2000) -> arms.Interval:
+    """The ratio of the means, with its bootstrap interval: seeds and problems are drawn, the same for both models.
+    0 of a teacher that solves nothing."""
+    if not teacher_P.any():
+        return 0.0, 0.0, 0.0
+    S, P = values_SP.shape
+    rng, draws = np.random.default_rng(0), []
+    for _ in range(resamples):
+        at_P = rng.integers(0, P, P)
+        below = teacher_P[at_P].mean()
+        draws.append(values_SP[rng.integers(0, S, S)][:, at_P].mean() / below if below else np.nan)
+    value = float(values_SP.mean() / teacher_P.mean())
+    low, high = percentile_interval(np.array(draws))
+    return value, min(low, value), max(high, value)
+
+
+def compared(run: Path) -> list[dict[str, Any]]:
+    what, rows = experiment(run), []
+    for a, b in PAIRS:
+        if a in there(run) and b in there(run):
+            delta_SPK = arms.read(what, run, "chain", a, SPLIT) - arms.read(what, run, "chain", b, SPLIT)
+            for k, value in zip(what.ks, arms.interval(delta_SPK), strict=True):
+                claim = f"chain, {SPLIT}, pass@{k}: {ARMS[a]} minus {ARMS[b]}"
+                rows.append(arms.row(what, claim, value, *delta_SPK.shape[:2], unit="points"))
+    return rows
+
+
+def costs(run: Path) -> list[dict[str, Any]]:
+    """Parameters, tokens of a chain, and what was spent on an arm and on all that it goes on from."""
+    what, rows = experiment(run), []
+    for arm in there(run):
+        label, paths = ARMS[arm], sorted((run / "chain").glob(f"{arm}-[0-9]*.json"))
+        folder = what.base if arm == "teacher" else run / "chain" / paths[0].stem / "model"
+        size = float(parameters(hf.load(folder)))
+        rows.append(arms.row(what, f"{label}: parameters", (size, size, size), len(paths), 1, "parameters"))
+        tokens_SP = np.array([[p["tokens"] for p in json.loads(path.read_text())[SPLIT]] for path in paths])
+        [value] = arms.interval(tokens_SP[:, :, None])
+        rows.append(arms.row(what, f"{label}: tokens of a chain", value, *tokens_SP.shape[:2], unit="tokens"))
+        spent = [spent_on(run, arm, path.stem.rpartition("-")[2]) for path in paths]
+        for unit, found in zip(("tokens learnt from", "TFLOPs"), zip(*spent, strict=True), strict=True):
+            value = (float(np.mean(found)), float(min(found)), float(max(found)))
+            claim = f"{label}: {unit}, with all before it (range over seeds)"
+            rows.append(arms.row(what, claim, value, len(found), len(found), unit.split()[0]))
+    return rows
+
+
+def spent_on(run: Path, arm: str, seed: str) -> tuple[float, float]:
+    """(tokens learnt from, 10^12 FLOPs with those of sampling), of a run and those that it goes on from. Students share
+    the teacher's chains; each is charged all of them. The teacher's own training is charged to the teacher alone."""
+    folder = run / "chain" / ("teacher" if arm == "teacher" else f"{arm}-{seed}")
+    rows = list(read_jsonl(folder / "metrics.jsonl"))
+    last = rows[-1]
+    tokens = last["trained_tokens"] if "trained_tokens" in last else sum(row["tokens"] for row in rows)
+    flops = last["flops"] + last.get("rollout_flops", 0.0) + rows[0].get("search_flops", 0.0)
+    before = spent_on(run, BEFORE[arm], seed) if arm in BEFORE else (0.0, 0.0)
+    return float(tokens) + before[0], flops / 1e12 + before[1]
+
+
+def main(what: str, run: str, *more: str) -> None:
+    if what == "traces":
+        traces(run, *map(int, more))
+    elif what == "measure":
+        measure(Path(run), *more)
+    else:
+        tables = {"mini": accuracy, "mini-compared": compared, "mini-cost": costs}
+        for name, rows in {name: table(Path(run)) for name, table in tables.items()}.items():
+            if rows:  # no pair of arms: nothing to compare
+                evidence.write(name, rows)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
