@@ -42,7 +42,10 @@ def main() -> None:
         for rival in ("best-of-n", "weighted-vote", "vote"):
             for strategy in ("auto", "adaptive-weighted", "rebase", "beam"):
                 if strategy in cells.strategies:
-                    found.append(saved(cells, strategy, rival, task))
+                    found.append(saved(cells, strategy, rival, task, -1))
+        budgets, found_PX = cells.budgets("best-of-n"), curve(cells, "best-of-n", task)[1]
+        if (peak := int(found_PX.mean(0).argmax())) < len(budgets) - 1:  # more of it made it worse
+            found.append(saved(cells, "auto", "best-of-n", task, peak))
     evidence.write("compute-optimal-saved", found)
 
 
@@ -90,21 +93,21 @@ def at_equal_flops(cells: Cells, strategy: str, task: str, one: float) -> list[d
     return rows
 
 
-def saved(cells: Cells, strategy: str, rival: str, task: str) -> dict[str, Any]:
-    """FLOPs that the rival spends at its largest budget, over those by which the strategy first has its accuracy."""
+def saved(cells: Cells, strategy: str, rival: str, task: str, at: int) -> dict[str, Any]:
+    """FLOPs that the rival spends at its budget number `at`, over those at which the strategy first is as accurate."""
     flops_PX, accuracy_PX = curve(cells, strategy, task)
     rival_flops_PX, rival_accuracy_PX = curve(cells, rival, task)
 
     def ratio(weights_P: np.ndarray) -> float:
-        wanted, spent = float(weights_P @ rival_accuracy_PX[:, -1]), float(weights_P @ rival_flops_PX[:, -1])
+        wanted, spent = float(weights_P @ rival_accuracy_PX[:, at]), float(weights_P @ rival_flops_PX[:, at])
         x_X, y_X = np.log2(weights_P @ flops_PX), weights_P @ accuracy_PX
         order = np.argsort(x_X)
         needed = reach(x_X[order], y_X[order], wanted)
         return spent / 2**needed
 
     value, low, high = bootstrap(len(flops_PX), ratio)
-    largest = cells.budgets(rival)[-1]
-    claim = f"{task}: FLOPs of {rival} at N = {largest} over those that {strategy} needs for its accuracy"
+    n = cells.budgets(rival)[at]
+    claim = f"{task}: FLOPs of {rival} at N = {n} over those that {strategy} needs for its accuracy"
     return _row(claim, value, low, high, len(flops_PX), "x")
 
 

@@ -6,7 +6,7 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 pieces=("$@")
-[ ${#pieces[@]} -gt 0 ] || pieces=(star rl_against_sft credit search_in_the_loop scale)
+[ ${#pieces[@]} -gt 0 ] || pieces=(rl_against_sft star credit search_in_the_loop scale reflection mini flywheel)
 for piece in "${pieces[@]}"; do
     echo "== $piece"
     "runs/$piece.sh"
