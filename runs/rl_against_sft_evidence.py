@@ -29,6 +29,7 @@ EXPERIMENT = arms.Experiment(
         "random": "RL on random rewards",
     },
     splits={"levels 1 and 2": (1, 2), "level 3 (not trained)": (3,)},
+    problems=64,
     pairs=[("rl", "sft"), ("rl", "expert"), ("rl", "base"), ("sft", "base"), ("random", "base")],
 )
 
