@@ -17,6 +17,7 @@ from typing import Annotated, Any
 import typer
 
 from mull import __version__
+from mull.cli.serve import add_serve
 from mull.cli.training import Override, Quiet, RecipeCommand, add_to, config_rows, row_of
 from mull.errors import UserError, nearest
 
@@ -225,6 +226,9 @@ def report_command(
     from mull.recipes.report import report
 
     print(f"report: {report(run)}")
+
+
+add_serve(app)
 
 
 @app.command("bench")

@@ -22,13 +22,13 @@ if TYPE_CHECKING:
 
     from mull.serve.meter import Record
 
-NAMES = ("mull.serve", "uvicorn.error")
+NAMES = ("mull.serve", "uvicorn.error", "asyncio")
 log = logging.getLogger("mull.serve")
 _records: ContextVar[list[Record] | None] = ContextVar("mull_records", default=None)  # of the HTTP request under way
 
 
 def setup(prompts: bool = False, stream: TextIO | None = None) -> None:
-    """Sends what the service and uvicorn log to stderr as JSON lines, and nowhere else."""
+    """Sends what the service, uvicorn and asyncio log to stderr as JSON lines, and nowhere else."""
     handler = logging.StreamHandler(stream or sys.stderr)
     handler.setFormatter(Lines(prompts))
     for name in NAMES:
