@@ -124,9 +124,8 @@ def obeyed(run: Path) -> list[dict[str, Any]]:
             wanted = int(asked.split()[1])
             off_SPC = np.abs(tokens_SPC - wanted) if arm == "exact" else np.maximum(tokens_SPC - wanted, 0)
             [value] = arms.interval(off_SPC.mean(2, keepdims=True) / wanted)
-            claim = (
-                f"{ARMS[arm]}, {asked}: tokens {'away from' if arm == 'exact' else 'above'} the target, of the target"
-            )
+            where = "away from" if arm == "exact" else "above"
+            claim = f"{ARMS[arm]}, {asked}: tokens {where} the target, as a share of it"
             rows.append(arms.row(WHAT, claim, value, *tokens_SPC.shape[:2]))
         if found:
             used_ASP = np.stack([tokens_SPC.mean(2) for _, tokens_SPC in found])

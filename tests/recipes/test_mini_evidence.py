@@ -1,0 +1,111 @@
+"""The tables of runs/mini.sh from marks that are known: shares, costs through what an arm goes on from, lengths."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import sys
+import xml.etree.ElementTree as ET
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import pytest
+
+from mull.evals import evidence, tables
+
+ROOT = Path(__file__).parent.parent.parent
+
+
+def script(name: str) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(name, ROOT / "runs" / f"{name}.py")
+    assert spec and spec.loader
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+students, lengths = script("mini_evidence"), script("mini_lengths")
+
+
+def write(path: Path, data: Any) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(data))
+
+
+def test_the_share_of_the_teacher_is_a_ratio_of_means_on_the_same_problems():
+    teacher_P = np.array([1.0, 0.5, 0.0, 0.5])
+    value, low, high = students.share_of(np.stack([teacher_P * 0.9, teacher_P * 0.9]), teacher_P)
+    assert value == pytest.approx(0.9) and low == pytest.approx(0.9) and high == pytest.approx(0.9), "paired"
+    value, low, high = students.share_of(np.stack([teacher_P, 0 * teacher_P]), teacher_P)
+    assert value == pytest.approx(0.5) and low == 0 and high == pytest.approx(1.0), "seeds are drawn, too"
+    assert students.share_of(np.ones((1, 4)), np.zeros(4)) == (0.0, 0.0, 0.0)
+
+
+def test_an_arm_is_charged_for_all_that_it_goes_on_from_and_for_the_teacher_s_chains(tmp_path: Path):
+    metrics = {
+        "small-1": [{"tokens": 40, "flops": 1e12}, {"tokens": 60, "flops": 3e12}],
+        "small-right-1": [{"search_flops": 5e12}, {"trained_tokens": 200, "flops": 2e12}],
+        "on-1": [{"step": 0}, {"trained_tokens": 30, "flops": 4e12, "rollout_flops": 6e12}],
+        "rl-1": [{"trained_tokens": 7, "flops": 8e12}],
+    }
+    for name, rows in metrics.items():
+        path = tmp_path / "chain" / name / "metrics.jsonl"
+        path.parent.mkdir(parents=True)
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert students.spent_on(tmp_path, "small", "1") == (100, 3)
+    assert students.spent_on(tmp_path, "small-right", "1") == (300, 3 + 5 + 2)
+    assert students.spent_on(tmp_path, "on", "1") == (330, 10 + 4 + 6)
+    assert students.spent_on(tmp_path, "rl", "1") == (107, 3 + 8)
+
+
+def test_a_table_has_the_arms_that_were_measured(tmp_path: Path):
+    def marks(right: int) -> dict[str, Any]:
+        return {students.SPLIT: [{"id": str(i), "n": 16, "right": right, "tokens": 20.0} for i in range(5)]}
+
+    write(tmp_path / "chain" / "teacher-0.json", marks(8))
+    for seed in (0, 1):
+        write(tmp_path / "chain" / f"small-{seed}.json", marks(4))
+        write(tmp_path / "chain" / f"rl-{seed}.json", marks(6))
+    found = {row["claim"].split(" / ", 1)[1]: row for row in students.accuracy(tmp_path)}
+    assert found["small base / of the teacher's pass@1"]["value"] == pytest.approx(0.5)
+    assert found["small base, RL alone / pass@1"]["value"] == pytest.approx(6 / 16)
+    assert found["small base / pass@16"]["value"] == 1 and "teacher: nano after RL / pass@1" in found
+    deltas = {row["claim"].split(": ", 1)[1]: row["value"] for row in students.compared(tmp_path)}
+    assert list(deltas) == ["small base, RL alone minus small base"]
+    assert "small base, RL alone" in tables.grid(
+        evidence.read("mini", evidence.write("mini", list(found.values()), tmp_path).parent)
+    )
+
+
+def test_lengths_cut_off_obeyed_and_drawn(tmp_path: Path):
+    def chains(tokens: list[int], right: list[bool]) -> list[dict[str, Any]]:
+        return [{"id": "a", "tokens": tokens, "right": right}, {"id": "b", "tokens": tokens, "right": right}]
+
+    home = tmp_path / "countdown" / "lengths"
+    write(home / "plain-0.json", {"": chains([24, 100], [True, True]), "forced 4": chains([9, 9], [False, True])})
+    asked = {str(n): chains([n // 2, n // 2], [True, False]) for n in lengths.TARGETS}
+    write(home / "exact-0.json", asked)
+    write(home / "max-0.json", {n: chains([3 * int(n) // 2, int(n) // 2], [True, False]) for n in asked})
+    write(home / "words-0.json", {word: chains([50, 50], [True, True]) for word in lengths.WORDS})
+    found = {row["claim"].split(" / ", 1)[1]: row["value"] for row in lengths.grid(tmp_path)}
+    assert found["RL, no length in its reward / right"] == 1
+    assert found["chain cut off, at 24 tokens / right"] == 0.5, "a chain that ends at the limit has ended"
+    assert found["chain cut off, at 24 tokens / tokens used"] == 24
+    assert found["chain cut off, at 72 tokens / tokens used"] == (24 + 72) / 2
+    assert found["thought closed by force, at 4 tokens / right"] == 0.5
+    assert found["effort words, effort: low / tokens used"] == 50
+    obeyed = {row["claim"]: row["value"] for row in lengths.obeyed(tmp_path)}
+    assert obeyed["LCPO-exact, think 96: tokens away from the target, as a share of it"] == 0.5
+    assert obeyed["LCPO-max, think 96: tokens above the target, as a share of it"] == 0.25, "below is no fault"
+    correlation = {claim.split(":")[0]: value for claim, value in obeyed.items() if "Spearman" in claim}
+    assert correlation == {"LCPO-exact": pytest.approx(1.0), "LCPO-max": pytest.approx(1.0), "effort words": 0.0}
+    drawn = ET.fromstring(lengths.picture(tmp_path))
+    words = [text.text for text in drawn.iter("{http://www.w3.org/2000/svg}text")]
+    assert {"LCPO-exact", "chain cut off", "thought closed by force"} <= set(words)
+
+
+def test_ranks_share_what_is_equal():
+    assert lengths.ranks(np.array([5, 9, 5, 1])).tolist() == [2.5, 4.0, 2.5, 1.0]
