@@ -17,7 +17,7 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from mull import __version__
-from mull.serve import chat_api, completions_api, models_api, operator_api, responses_api
+from mull.serve import chat_api, completions_api, models_api, operator_api, page_api, responses_api
 from mull.serve.auth import Keys, read_keys
 from mull.serve.errors import ApiError, broken, invalid
 from mull.serve.limits import Bodies, problem_response
@@ -34,7 +34,7 @@ def make_app(service: Service) -> FastAPI:
     s = service.settings
     keys = read_keys(s.keys) if s.keys else ()
     app = FastAPI(title="mull", version=__version__, docs_url=None, redoc_url=None, redirect_slashes=False)
-    for api in (chat_api, responses_api, completions_api, models_api, operator_api):
+    for api in (chat_api, responses_api, completions_api, models_api, operator_api, page_api):
         app.include_router(api.router(service))
     app.add_exception_handler(ApiError, _refused)
     app.add_exception_handler(HTTPException, _unrouted)

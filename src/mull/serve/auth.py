@@ -13,7 +13,8 @@ from mull.errors import UserError
 from mull.serve.errors import ApiError
 from mull.serve.limits import problem_response
 
-PUBLIC = {"/health"}
+PUBLIC = {"/health", "/"}  # the page asks for a key itself
+PUBLIC_UNDER = "/mull/assets/"
 
 
 def read_keys(path: Path) -> tuple[bytes, ...]:
@@ -42,7 +43,7 @@ class Keys:
         self.app, self.keys = app, keys
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http" or scope["path"] in PUBLIC:
+        if scope["type"] != "http" or scope["path"] in PUBLIC or scope["path"].startswith(PUBLIC_UNDER):
             return await self.app(scope, receive, send)
         header = next((v for k, v in scope["headers"] if k == b"authorization"), b"")
         scheme, _, key = header.partition(b" ")

@@ -1,0 +1,109 @@
+// One answer: the thinking line over its tabs, the answer's text, and what can be done with it.
+import { html, useEffect, useMemo, useState } from "./htm-preact.js";
+import { key } from "./api.js";
+import { Copy, Icon, Prose, Tabs } from "./parts.js";
+import { Numbers } from "./numbers.js";
+import { working } from "./session.js";
+import { Summary, Thought, Votes } from "./tabs.js";
+import { TreeView } from "./tree_view.js";
+import { agreement, labels, percent, thinkingLine, trouble } from "./words.js";
+
+export function Answer({ session, turn, index, answer }) {
+  // Drawn again only when something has come in: earlier turns cost nothing.
+  const last = turn === session.turns.at(-1);
+  return useMemo(() => html`<${Drawn} ...${{ session, turn, index, answer, last }} />`, [answer, answer.version, last, session.compare]);
+}
+
+function Drawn({ session, turn, index, answer, last }) {
+  const name = turn.answers.length > 1 ? `${index}${"ab"[answer.side]}` : String(index);
+  const title = turn.answers.length > 1 ? `Answer ${"AB"[answer.side]}, effort ${answer.settings.effort}` : "Answer";
+  return html`<article class="answer" aria-label=${title} id=${`answer-${name}`} data-state=${answer.state}>
+    ${turn.answers.length > 1 && html`<h3 class="column"><span class="side">${"AB"[answer.side]}</span> ${described(answer)}</h3>`}
+    ${answer.state !== "failed" && html`<${Thinking} ...${{ session, answer, name }} />`}
+    ${answer.text && html`<div class="text"><${Prose} text=${answer.text} />${answer.state === "thinking" && html`<span class="caret" aria-hidden="true"></span>`}</div>`}
+    ${answer.problem && html`<${Failed} ...${{ session, turn, answer, last }} />`}
+    ${answer.result && html`<${Foot} answer=${answer} />`}
+  </article>`;
+}
+
+/** What a side was asked with. */
+function described({ settings, plan }) {
+  const more = [settings.strategy, settings.samples && `${settings.samples} samples`, settings.budget !== null && `${settings.budget} tokens`];
+  return [`${settings.effort} effort`, ...more.filter(Boolean), plan && plan.policy_version > 0 && `weights ${plan.policy_version}`].filter(Boolean).join(", ");
+}
+
+function Thinking({ session, answer, name }) {
+  const [open, setOpen] = useState(null); // null: nobody has said, so it folds when the answer begins
+  const [tab, setTab] = useState("");
+  const { state, plan, progress, result, tree } = answer;
+  const active = working(answer);
+  const thinks = plan?.think_tokens > 0;
+  const unfolded = open ?? (active && thinks && !answer.text);
+  const { config } = session;
+  const tabs = [
+    config.summaries && ["summary", "Summary", () => html`<${Summary} answer=${answer} />`],
+    ["tree", "Search tree", () => html`<${TreeView} answer=${answer} name=${name} />`],
+    config.thoughts && ["thought", "Thought", () => html`<${Thought} answer=${answer} />`],
+    result?.mull.votes.length > 0 && ["votes", "Votes", () => html`<${Votes} answer=${answer} />`],
+    ["numbers", "Numbers", () => html`<${Numbers} answer=${answer} />`],
+  ].filter(Boolean);
+  const choose = (id) => {
+    setTab(id);
+    setOpen(true);
+  };
+  const done = progress ? Math.min(1, progress.tokens / progress.most_tokens) : 0;
+  return html`<section class="thinking" data-active=${active}>
+    <div class="thinking-head">
+      <button type="button" class="line" aria-expanded=${unfolded} aria-controls=${`${name}-body`} onClick=${() => setOpen(!unfolded)} disabled=${!plan}>
+        <span class="pulse" aria-hidden="true"></span><span class="words">${thinkingLine(answer, performance.now())}</span><${Icon} name="down" /></button>
+      ${state === "thinking" && !answer.text && html`<button type="button" class="now" onClick=${() => session.answerNow(answer)}><${Icon} name="fast" />Answer now</button>`}
+    </div>
+    ${active && html`<progress class="bar" max="1" value=${done} aria-label="Tokens of the budget"></progress>`}
+    <div id=${`${name}-body`} class="thinking-body" hidden=${!unfolded}>
+      ${unfolded && html`<${Tabs} name=${`thinking-${name}`} tabs=${tabs} chosen=${tab} choose=${choose} />`}
+    </div>
+  </section>`;
+}
+
+function Foot({ answer }) {
+  const sure = agreement(answer.result.mull.votes);
+  const marks = labels(answer);
+  return html`<footer class="foot">
+    <div class="chips">
+      ${answer.correct !== null && html`<span class="chip ${answer.correct ? "right" : "wrong"}"><${Icon} name=${answer.correct ? "check" : "cross"} />${answer.correct ? "correct" : "not correct"}</span>`}
+      ${sure && html`<span class="chip">${percent(sure.share)} of ${sure.of} agree</span>`}
+      ${marks.map(([label, why]) => html`<span class="chip note" key=${label} title=${why}>${label}</span>`)}
+    </div>
+    <div class="actions">
+      <${Copy} icon="copy" label="Copy" text=${() => answer.text} />
+      <${Copy} icon="terminal" label="Copy as curl" text=${() => curl(answer.body)} />
+    </div>
+  </footer>`;
+}
+
+function Failed({ session, turn, answer, last }) {
+  const { problem } = answer;
+  return html`<div class="failed">
+    <p role="alert">${trouble(problem)}</p>
+    ${last && html`<${Again} wait=${problem.wait} go=${() => session.again(turn, turn.answers.indexOf(answer))} />`}
+  </div>`;
+}
+
+/** A button that waits for as long as the server has asked for. */
+function Again({ wait, go }) {
+  const [left, setLeft] = useState(Math.ceil(wait ?? 0));
+  useEffect(() => {
+    if (left <= 0) return;
+    const timer = setTimeout(() => setLeft(left - 1), 1000);
+    return () => clearTimeout(timer);
+  }, [left]);
+  return html`<button type="button" class="tool" disabled=${left > 0} onClick=${go}><${Icon} name="again" />${left > 0 ? `Try again in ${left} s` : "Try again"}</button>`;
+}
+
+/** The same call of the public API. The key is not in it. */
+export function curl(body) {
+  const address = new URL("v1/chat/completions", document.baseURI).href;
+  const quoted = (text) => `'${text.replaceAll("'", `'\\''`)}'`;
+  const auth = key.get() ? ` \\\n  -H "Authorization: Bearer $MULL_API_KEY"` : "";
+  return `curl ${quoted(address)}${auth} \\\n  -H 'Content-Type: application/json' \\\n  -d ${quoted(JSON.stringify(body))}`;
+}
