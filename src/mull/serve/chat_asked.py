@@ -77,7 +77,15 @@ UNHEARD: dict[str, tuple[Any, ...]] = {
     "tool_choice": ("auto", "none"),
     "function_call": ("auto", "none"),
 }
-NEUTRAL: dict[str, tuple[Any, ...]] = {"store": (False,), "service_tier": ("auto", "default"), "best_of": (1,)}
+NEUTRAL: dict[str, tuple[Any, ...]] = {
+    "store": (False,),
+    "service_tier": ("auto", "default"),
+    "best_of": (1,),
+    "top_k": (-1, 0),
+    "min_p": (0,),
+    "repetition_penalty": (1,),
+    "skip_special_tokens": (False,),
+}
 # What OpenAI knows besides: a strict server takes it, and most of it is for OpenAI's own operation.
 KNOWN = {
     *("audio", "moderation", "prediction", "prompt_cache_key", "prompt_cache_options", "prompt_cache_retention"),

@@ -31,7 +31,7 @@ from mull.serve.errors import ApiError, invalid
 from mull.serve.job import until
 from mull.serve.limits import read_json, request_id
 from mull.serve.logprobs import described, readable, scored
-from mull.serve.schemas import Budget, Request, Whole, checked, document, served, stops
+from mull.serve.schemas import MOST_TOKENS, STOPS, Budget, Request, Whole, checked, document, served, stops
 from mull.serve.service import Service
 from mull.serve.shapes import POSTED, TextCompletion, errors, usage
 from mull.serve.sse import DONE, frame, streamed, while_there
@@ -57,7 +57,13 @@ class CompletionRequest(Request):
     echo: bool | None = None
     logprobs: Annotated[Whole, Field(ge=0, le=5)] | None = None
     suffix: Annotated[str, Field(max_length=0)] | None = None  # there is no filling in
+    # As vLLM has them; with these, another mull searches through this one as if it ran the model itself.
     add_special_tokens: bool | None = None  # what the tokenizer puts before every text; default: true
+    top_k: Annotated[Whole, Field(ge=-1, le=MOST_TOKENS)] | None = None
+    stop_token_ids: Annotated[list[Annotated[Whole, Field(ge=0, le=MOST_TOKENS)]], Field(max_length=STOPS)] | None = (
+        None
+    )
+    return_token_ids: bool | None = None  # of what was sampled, with a choice's last piece
 
 
 def router(service: Service) -> APIRouter:
@@ -87,6 +93,17 @@ class Piece:
     text: str
     finish: str | None = None
     logprobs: dict[str, Any] | None = None
+    tokens: Sequence[int] | None = None
+
+    def choice(self, index: int) -> dict[str, Any]:
+        ids = {} if self.tokens is None else {"token_ids": list(self.tokens)}
+        return {
+            "index": index,
+            "text": self.text,
+            "logprobs": self.logprobs,
+            "finish_reason": self.finish,
+            **ids,
+        }
 
 
 class Call:
@@ -110,15 +127,10 @@ class Call:
         async with aclosing(self._pieces()) as told:
             async for i, piece in told:
                 pieces[i].append(piece)
-        choices = [
-            {
-                "index": i,
-                "text": "".join(piece.text for piece in parts),
-                "logprobs": parts[-1].logprobs,
-                "finish_reason": parts[-1].finish,
-            }
-            for i, parts in pieces.items()
-        ]
+        choices = []
+        for i, parts in pieces.items():
+            parts[-1].text = "".join(piece.text for piece in parts)
+            choices.append(parts[-1].choice(i))
         return {**self._head(), "choices": choices, "usage": self._usage()}
 
     async def frames(self) -> AsyncGenerator[bytes]:
@@ -126,8 +138,7 @@ class Call:
         none = {"usage": None} if with_usage else {}
         async with aclosing(self._pieces()) as told:
             async for i, piece in told:
-                choice = {"index": i, "text": piece.text, "logprobs": piece.logprobs, "finish_reason": piece.finish}
-                yield frame({**self._head(), "choices": [choice], **none})
+                yield frame({**self._head(), "choices": [piece.choice(i)], **none})
         if with_usage:
             yield frame({**self._head(), "choices": [], "usage": self._usage()})
         yield DONE
@@ -199,13 +210,13 @@ class Call:
             drawn = completion.tokens if completion else ()
             text, stopped = texts[i].whole(drawn)
             finish = "stop" if stopped or (completion and completion.stop is StopReason.STOP) else "length"
+            ids_told = drawn if form.return_token_ids else None
             if by_token:
-                yield index + i, Piece(text[texts[i].sent :], finish)
+                yield index + i, Piece(text[texts[i].sent :], finish, tokens=ids_told)
                 continue
-            start = 0 if form.echo else len(ids)
-            tokens = [*ids, *drawn]
+            start, tokens = 0 if form.echo else len(ids), [*ids, *drawn]
             values = await scored(tools, tokens, start, form.logprobs or 0)
-            yield index + i, Piece(echoed + text, finish, described(tools.chat, tokens[start:], values))
+            yield index + i, Piece(echoed + text, finish, described(tools.chat, tokens[start:], values), ids_told)
 
     async def _sampled(
         self, at: int, ids: list[int], ends: tuple[str, ...], tools: Opened
@@ -221,7 +232,9 @@ class Call:
             self.most,
             1.0 if form.temperature is None else form.temperature,
             1.0 if form.top_p is None else max(form.top_p, 1e-6),
+            max(form.top_k or 0, 0),
             stop=ends,
+            stop_tokens=tuple(form.stop_token_ids or ()),
             seed=seed,
         )
         queue: asyncio.Queue[tuple[int, int] | None] = asyncio.Queue()

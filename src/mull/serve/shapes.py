@@ -140,6 +140,7 @@ class TextChoice(Shape):
     text: str
     logprobs: Logprobs | None
     finish_reason: Literal["stop", "length"]
+    token_ids: list[int] | None = None
 
 
 class TextCompletion(Shape):
