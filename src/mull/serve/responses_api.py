@@ -205,7 +205,7 @@ class Call:
                             made = vendor(event)
                             self.telling.response["mull"] = {**made, "ignored": [*self.unheard, *made["ignored"]]}
         except UserError as problem:
-            raise invalid(str(problem), "input") from None
+            raise invalid(self.service.public(problem), "input") from None
         except ApiError as problem:
             problem.param = "input" if problem.param == "messages" else problem.param
             raise

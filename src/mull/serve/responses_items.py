@@ -6,13 +6,13 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from mull.chat import Chat
-from mull.errors import UserError
 from mull.serve.errors import ApiError, invalid
 from mull.serve.responses_events import Fields, new_id, spoken
 from mull.serve.responses_schemas import ID, ROLES, TEXTS
 from mull.serve.responses_store import Store
 from mull.serve.schemas import said, text_of
 from mull.serve.seal import Seal
+from mull.serve.service import overhead
 
 KINDS = ("message", "reasoning", "item_reference")
 
@@ -109,19 +109,22 @@ def messages(items: Sequence[Mapping[str, Any]], instructions: str | None) -> tu
 
 def fitting(items: list[Fields], instructions: str | None, chat: Chat, most: int) -> list[Fields]:
     """The end of the conversation that a prompt of at most `most` tokens has room for. It begins with a user's message,
-    and what system and developer said stays. Where not even the last question fits, that is what is left."""
-    starts = [at for at, item in enumerate(items) if item.get("role") == "user"]
-    low, high = 0, len(starts)  # user messages that are dropped: the fewest with which it fits
-    while low < high:
-        middle = (low + high) // 2
-        try:
-            fits = len(chat.prompt(messages(_from(items, starts, middle), instructions))) <= most
-        except UserError as problem:
-            raise invalid(str(problem), "input") from None
-        low, high = (low, middle) if fits else (middle + 1, high)
-    return _from(items, starts, min(low, len(starts) - 1)) if starts else items
+    and what system and developer said stays. Where not even the last question fits, that is what is left.
 
+    Read from its end, so that what is dropped need not be tokenised, and with a few tokens to spare for each message.
+    """
+    around, each = overhead(chat)
 
-def _from(items: list[Fields], starts: list[int], dropped: int) -> list[Fields]:
-    at = starts[dropped] if dropped else 0
-    return [*(item for item in items[:at] if item.get("role") in ("system", "developer")), *items[at:]]
+    def cost(item: Fields) -> int:
+        return len(chat.encode(item["content"][0]["text"])) + each if item["type"] == "message" else 0
+
+    stays = [item.get("role") in ("system", "developer") for item in items]
+    spent = around + len(chat.encode(instructions or "")) + each
+    spent += sum(cost(item) for item, stay in zip(items, stays, strict=True) if stay)
+    first = len(items)
+    for start in sorted({0, *(at for at, item in enumerate(items) if item.get("role") == "user")}, reverse=True):
+        spent += sum(cost(items[at]) for at in range(start, first) if not stays[at])
+        if spent > most and first < len(items):
+            break
+        first = start
+    return [item for at, item in enumerate(items) if at >= first or stays[at]]
