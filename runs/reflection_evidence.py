@@ -110,12 +110,12 @@ def reflect_tables(run: Path, seeds: Sequence[int]) -> None:
                 )
                 if arm != "reflect":
                     delta = [ours - theirs for ours, theirs in zip(by_arm["reflect"], by_arm[arm], strict=True)]
-                    claim = f"{task}, {label}: {REFLECT['reflect']} minus {name}"
+                    claim = f"{task}: {REFLECT['reflect']} minus / {name} / {label}"
                     compared.append(row(claim, nested(delta), n, seeds, "points"))
         for arm, name in REFLECT.items():
             if arm != "base":
                 tokens = [result["cost"]["training"]["trained_tokens"] for result in found[arm]]
-                claim = f"{task}: tokens learnt from, {name} (range over seeds)"
+                claim = f"{task}: training tokens {name} (range over seeds)"
                 spent.append(row(claim, over_seeds(tokens), len(seeds), seeds, "tokens"))
     evidence.write("reflect", table)
     evidence.write("reflect-compared", compared)
@@ -188,11 +188,11 @@ def correct_tables(run: Path, seeds: Sequence[int]) -> None:
             values = arms.interval(found[a] - found[b])
             for (key, column), value in zip(COLUMNS.items(), values, strict=True):
                 if key in ("first", "second", "delta"):
-                    claim = f"{TASK}, {split}, {column}: {CORRECT.arms[a]} minus {CORRECT.arms[b]}"
+                    claim = f"{TASK}, {split}: {CORRECT.arms[a]} minus / {CORRECT.arms[b]} / {column}"
                     compared.append(row(claim, value, found[a].shape[1], seeds, "points"))
     evidence.write("correct", table)
     evidence.write("correct-compared", compared)
-    keys = {"total_sampled_tokens": "sampled tokens", "trained_tokens": "tokens learnt from", "flops": "FLOPs"}
+    keys = {"total_sampled_tokens": "sampled tokens", "trained_tokens": "training tokens", "flops": "FLOPs"}
     evidence.write("correct-spent", arms.spent(CORRECT, run / "correct", [TASK], keys))
 
 
@@ -258,7 +258,7 @@ def aha_tables(run: Path, seeds: Sequence[int]) -> None:
             tokens = [[r["trained_tokens"] for r in read_jsonl(f / "metrics.jsonl") if r.get("trained_tokens")][-1]
                       for f in folders]  # fmt: skip
             own = COMMAND if not folders[0].is_symlink() else "runs/rl_against_sft.sh"
-            claim = f"{task}: tokens that {KINDS[kind]} learnt from (range over seeds)"
+            claim = f"{task}: training tokens of {KINDS[kind]} (range over seeds)"
             spent.append(row(claim, over_seeds(tokens), len(seeds), seeds, "tokens", own))
     evidence.write("aha", often)
     evidence.write("aha-approaches", again)
