@@ -2,6 +2,8 @@
 prefix; and nothing that ends, fails or is withdrawn leaves anything behind."""
 
 import asyncio
+import gc
+import weakref
 from dataclasses import replace
 
 import numpy as np
@@ -460,6 +462,32 @@ def test_event_loops_may_follow_one_another_and_leave_work_behind():
     with pytest.raises(asyncio.CancelledError):
         stopped.run_until_complete(task)
     stopped.close()
+
+
+def test_an_engine_that_nobody_needs_frees_its_memory_at_once():
+    """Not when Python happens to look for cycles: a page pool is gigabytes, and to Python a small object."""
+
+    def used(how) -> weakref.ref:
+        made = engine()
+        how(made)
+        return weakref.ref(made.memory)
+
+    def alone(made):
+        ask(made, prompts(1)[0])
+
+    def cancelled(made):
+        async def run():
+            work = asyncio.ensure_future(made.sample(prompts(1)[0], SamplingParams(20)))
+            await started(made, 3)
+            work.cancel()
+
+        asyncio.run(run())
+
+    gc.disable()
+    try:
+        assert used(alone)() is None and used(cancelled)() is None
+    finally:
+        gc.enable()
 
 
 def test_answered_strategies_ask_again_before_the_next_step():

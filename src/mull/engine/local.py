@@ -249,6 +249,7 @@ class LocalEngine:
 
     async def _run(self) -> None:
         """Steps while there is work."""
+        me = asyncio.current_task()
         try:
             turns = _TURNS
             while True:
@@ -265,10 +266,14 @@ class LocalEngine:
                         call.future.set_result(call.results)
                         turns = _TURNS
         except BaseException as error:
-            if self._runner is asyncio.current_task():
+            if self._runner is me:
                 self._fail(error)
             if not isinstance(error, Exception):
                 raise
+        finally:
+            # A task that was cancelled keeps this frame, which would keep the task, the engine, and the engine's pages.
+            self._runner = None if self._runner is me else self._runner
+            del me
 
     def _fail(self, error: BaseException) -> None:
         """Everybody who waits gets the error; the engine is empty and usable afterwards."""

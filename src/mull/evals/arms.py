@@ -10,6 +10,7 @@ bootstrap over training seeds and problems together: a seed's luck is part of wh
 from __future__ import annotations
 
 import asyncio
+import gc
 import json
 import time
 from collections.abc import Iterable, Mapping, Sequence
@@ -73,15 +74,16 @@ def counts(
     chat, task = Chat.load(folder), load_task(name)
     held = held_out([task], levels, what.problems, split, what.held_out)
     budget = Budget(think_tokens=what.think_tokens, answer_tokens=what.answer_tokens, samples=what.chains)
-    model = hf.load(folder)
+    engine = LocalEngine(hf.load(folder), chat, max_sequences=1024)
     rows = []
     for at in range(0, len(held), block):
-        engine = LocalEngine(model, chat, max_sequences=1024)
         found = asyncio.run(evaluate(held[at : at + block], engine, chat, budget, seed=1000 + at))
         for trace, marks in zip(found.traces, found.marks, strict=True):
             known = [m for m in marks if m is not None]
             tokens = float(np.mean([len(thought_tokens(trace, leaf)) for leaf in trace.leaves]))
             rows.append({"id": trace.question.id, "n": len(known), "right": sum(known), "tokens": tokens})
+    del engine
+    gc.collect()  # its pages hang on cycles that Python, which sees a few small objects, would leave for long
     return rows
 
 
