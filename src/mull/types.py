@@ -39,6 +39,9 @@ class Question:
     level: int = 0
     messages: tuple[Mapping[str, Any], ...] = field(default=(), hash=False)  # a conversation that `text` is the end of
 
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "messages", tuple(self.messages))  # JSON gives a list
+
     @property
     def asked(self) -> str | tuple[Mapping[str, Any], ...]:
         """What `Chat.prompt` is given."""

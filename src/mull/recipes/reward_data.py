@@ -98,15 +98,22 @@ def traces(
 def in_rounds(path: Path, items: Sequence[Any], engine: LocalEngine, work: Callable[..., Any], told: Told) -> list:
     """`work(start, items of a round)` for each round that is not in the file yet; its rows are appended to it."""
     rows = list(read_jsonl(path))
-    rows = rows if len(rows) >= len(items) else rows[: len(rows) // ROUND * ROUND]
+    if len(rows) < len(items):
+        rows = rows[: len(rows) // ROUND * ROUND]
+        write_whole(path, _lines(rows))  # without the part of a round that a kill may have left
     while len(rows) < len(items):
         told(len(rows))
         engine.restore_version(0)
-        rows += [plain(row) for row in asyncio.run(work(len(rows), items[len(rows) : len(rows) + ROUND]))]
-        lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-        write_whole(path, lines.encode(errors="replace"))
+        new = [plain(row) for row in asyncio.run(work(len(rows), items[len(rows) : len(rows) + ROUND]))]
+        with open(path, "ab") as file:
+            file.write(_lines(new))
+        rows += new
     told(len(items))
     return rows
+
+
+def _lines(rows: Sequence[dict[str, Any]]) -> bytes:
+    return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows).encode(errors="replace")
 
 
 def claim(path: Path, settings: dict[str, Any]) -> None:

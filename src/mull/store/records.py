@@ -139,7 +139,7 @@ def from_line(line: bytes) -> Record:
     if row["format"] != FORMAT:
         raise ValueError(f"its format is {row['format']}, and this version of mull reads {FORMAT}")
     trace = Trace(
-        Question(**{**row["question"], "messages": tuple(row["question"].get("messages", ()))}),
+        Question(**row["question"]),
         row["strategy"],
         [_read_span(span) for span in row["spans"]],
         row["leaves"],
