@@ -8,7 +8,7 @@
 #            The trained models are those of runs/rl_against_sft.sh where its run folder has them, else short ones of
 #            its own; which, is settled when a model is first needed and stays so for the run folder.
 #
-# Three seeds. About 75 minutes on two cores; goes on where it was stopped.
+# Three seeds. About 75 minutes on two cores, ten more where aha trains its own models; goes on where it was stopped.
 #
 #   runs/reflection.sh [run folder]
 set -euo pipefail
