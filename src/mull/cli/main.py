@@ -17,6 +17,7 @@ from typing import Annotated, Any
 import typer
 
 from mull import __version__
+from mull.cli.chat import add_chat
 from mull.cli.serve import add_serve
 from mull.cli.training import Override, Quiet, RecipeCommand, add_to, config_rows, row_of
 from mull.errors import UserError, nearest
@@ -229,6 +230,7 @@ def report_command(
 
 
 add_serve(app)
+add_chat(app)
 
 
 @app.command("bench")
