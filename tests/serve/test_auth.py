@@ -14,7 +14,7 @@ from mull.errors import UserError
 from mull.serve import auth
 from mull.serve.app import make_app
 from mull.serve.auth import read_keys
-from tests.serve.tools import ask, call, nano_service, serving
+from tests.serve.tools import app_of, ask, call, nano_service, serving
 
 KEYS = "# of the team\nsk-first-key\n\n  sk-second-key  \nsk-first-key\n"
 
@@ -98,20 +98,13 @@ def test_all_keys_are_compared_whichever_fits(keys, monkeypatch):
 def test_a_request_belongs_to_its_key(keys):
     owners = []
     made = nano_service(keys=keys)
-    app = make_app(made)
 
-    @app.get("/mine")
+    @app_of(made).get("/mine")
     async def mine(request: Request):
         owners.append(auth.owner(request))
 
-    import tests.serve.tools as tools
-
-    real, tools.make_app = tools.make_app, lambda service: app
-    try:
-        for key in ("sk-first-key", "sk-second-key"):
-            assert call(made, "GET", "/mine", headers={"authorization": f"Bearer {key}"})[0] == 200
-    finally:
-        tools.make_app = real
+    for key in ("sk-first-key", "sk-second-key"):
+        assert call(made, "GET", "/mine", headers={"authorization": f"Bearer {key}"})[0] == 200
     assert len(set(owners)) == 2 and all(len(o) == 64 and "sk" not in o for o in owners)
 
 
