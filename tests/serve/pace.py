@@ -40,7 +40,7 @@ class Paced:
 
 
 def paced_service(seconds: float = 0.02, **settings: Any) -> Service:
-    made = nano_service(**{"think_tokens": 160, "answer_tokens": 24, **settings})
+    made = nano_service(**{"think_tokens": 120, "answer_tokens": 24, **settings})
     version = made.weights.current
     version.tools = replace(version.tools, sampler=Paced(version.tools.sampler, seconds))
     return made

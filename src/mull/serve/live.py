@@ -22,7 +22,7 @@ from mull.chat.steps import chain_ends, thought_end
 from mull.engine.sampler import Sampler
 from mull.errors import SamplerLost, StopReason
 from mull.scorers.base import Score, Scorer
-from mull.types import Completion, Cost, SamplingParams
+from mull.types import Completion, Cost, SamplingParams, Trace
 
 LOOP = 48  # tokens of a cycle, at most
 LOOPS = 4  # equal cycles in a row that count as going round in circles, if they are LEAST tokens or more together
@@ -200,6 +200,16 @@ class Live:
             if (at := self._known.get(key[: 4 * n])) is not None:
                 return at
         return -1
+
+    def places(self, trace: Trace) -> list[int]:
+        """Of each span of a trace the step that it ends in, or behind. Equal steps of several branches are one step."""
+        keys: list[bytes] = []
+        places: list[int] = []
+        for span in trace.spans:
+            keys.append((keys[span.parent] if span.parent >= 0 else b"") + _key(span.tokens))
+            behind = places[span.parent] if span.parent >= 0 else -1
+            places.append(self._known.get(keys[-1], behind))
+        return places
 
     def partial(self) -> list[int]:
         """The longest unfinished thought as it stands, tokens behind the prompt: what an answer can be forced from."""

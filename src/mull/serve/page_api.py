@@ -21,6 +21,7 @@ from fastapi import APIRouter, Request, Response
 from fastapi.responses import JSONResponse
 
 from mull import __version__
+from mull.chat.template import CLOSE
 from mull.errors import UserError
 from mull.search.choose import same_text
 from mull.search.named import STRATEGIES, named
@@ -37,7 +38,7 @@ from mull.serve.summary import Section
 from mull.serve.vendor import vendor
 from mull.tasks.base import Checked
 from mull.tasks.load import PUZZLES, load_task
-from mull.types import Problem
+from mull.types import Problem, SpanKind
 
 TYPES = {"html": "text/html", "css": "text/css", "js": "text/javascript", "svg": "image/svg+xml"}
 OWN = (
@@ -243,7 +244,7 @@ class Telling:
             node = {k: getattr(step, k) for k in ("id", "parent", "tokens", "answer", "score")}
             if step.score is not None and not math.isfinite(step.score):
                 node["score"] = None
-            told.append({**node, "text": step.text} if self.shown else node)
+            told.append({**node, "text": step.text.partition(CLOSE)[0]} if self.shown else node)
         return told
 
     def tell(self, event: Event) -> tuple[str, dict[str, Any]] | None:
@@ -273,16 +274,22 @@ class Telling:
             "policy_version": result.policy_version,
             "mull": vendor(result),
             "winner": result.winner,
-            "pruned": self._pruned(result),
+            **self._judged(result),
             "answers": [[s.id, s.text] for s in result.steps if s.answer and s.text in voted],
         }
         return {**told, "thought": result.thought} if self.shown else told
 
-    def _pruned(self, result: Result) -> list[int]:
-        """Steps that the search turned away from; what is below them is not named."""
+    def _judged(self, result: Result) -> dict[str, Any]:
+        """What the search thought of its steps in the end: those that it turned away from, and scores, of which some
+        are the strategy's own and come by no scorer that could be watched."""
         if (trace := result.trace) is None:
-            return []
-        pruned = [s.pruned for s in trace.spans]
-        first = [i for i, s in enumerate(trace.spans) if s.pruned and not (s.parent >= 0 and pruned[s.parent])]
-        found = {self.job.live.find([t for s in trace.path(i) for t in s.tokens]) for i in first}
-        return sorted(found - {-1})
+            return {"pruned": [], "scores": []}
+        places, pruned = self.job.live.places(trace), []
+        scores, kept = dict[int, float](), {-1}
+        for at, span in zip(places, trace.spans, strict=True):
+            pruned.append(span.pruned or (span.parent >= 0 and pruned[span.parent]))
+            if not pruned[-1]:
+                kept.add(at)  # by one branch at least
+            if span.kind is SpanKind.SAMPLED and span.score is not None and math.isfinite(span.score):
+                scores[at] = span.score
+        return {"pruned": sorted({*places} - kept), "scores": [[at, score] for at, score in scores.items() if at >= 0]}

@@ -193,10 +193,10 @@ function take(answer, name, data) {
   } else if (name === "result") {
     Object.assign(answer, { result: data, text: data.content, thought: data.thought ?? "" });
     for (const [id, text] of data.answers) tree.nodes.get(id).text = text;
+    for (const [id, score] of data.scores) tree.nodes.get(id).score = score;
     tree.winner = data.winner;
     for (let at = data.winner; at >= 0; at = tree.nodes.get(at).parent) tree.won.add(at);
     tree.pruned = new Set(data.pruned);
-    for (const [id, node] of tree.nodes) if (tree.pruned.has(node.parent)) tree.pruned.add(id); // parents come first
     tree.running = [];
     tree.changed++;
   }

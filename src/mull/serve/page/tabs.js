@@ -4,8 +4,11 @@ import { working } from "./session.js";
 import { agreement, percent, plural } from "./words.js";
 
 export function Summary({ answer }) {
-  const { sections, state } = answer;
-  if (!sections.length) return html`<p class="hint">${state === "thinking" ? "Nothing to tell yet." : "There is nothing to sum up."}</p>`;
+  const { sections, state, plan } = answer;
+  if (!sections.length) {
+    const soon = plan?.single ? "What it thinks about is told here as it goes on." : "What its branches agree on is told here as they come to answers.";
+    return html`<p class="hint">${state === "thinking" ? soon : "There is nothing to sum up."}</p>`;
+  }
   return html`<ol class="summary">
     ${sections.map((s, i) => html`<li key=${i}><h4>${s.title}</h4>${s.text !== s.title && html`<p>${s.text}</p>`}</li>`)}
   </ol>`;

@@ -2,7 +2,8 @@
 // the steps out, while dots and words keep their size. Only what is visible is drawn, so that thousands stay smooth.
 const ROW = 27; // pixels between siblings, at most, before any zoom
 const COLUMN = [176, 230]; // and between generations, before and after
-const PAD = { left: 16, right: 132, y: 18 };
+const PAD = { left: 16, y: 18 };
+const WORDS = [40, 150]; // room behind the last generation, at least and at most
 const CHARACTER = 6.75; // width of the monospaced font below
 const FONT = '11px ui-monospace, "SF Mono", Menlo, Consolas, "DejaVu Sans Mono", monospace';
 const NAMES = ["ink", "muted", "line", "panel", "accent", "score-low", "score-mid", "score-high"];
@@ -18,7 +19,7 @@ export function makeTree(canvas, onChoose) {
   let chosen = null;
   let transform = d3.zoomIdentity;
   let size = { width: 1, height: 1 };
-  let span = { deep: 0, top: 0, bottom: 0 };
+  let span = { deep: 0, top: 0, bottom: 0, words: WORDS[0] };
   let colors = {};
   let ramp = [];
   let domain = [0, 1];
@@ -51,12 +52,14 @@ export function makeTree(canvas, onChoose) {
     h.each((p) => Object.assign(p.data, { x: p.y, y: p.x, won: given.won.has(p.data.id), pruned: given.pruned.has(p.data.id) }));
     root.won = given.won.size > 0;
     const [top, bottom] = d3.extent(nodes, (n) => n.y);
-    span = { deep: d3.max(nodes, (n) => n.x), top, bottom };
+    const deep = d3.max(nodes, (n) => n.x);
     const most = d3.max(nodes, (n) => n.data.tokens) || 1;
     for (const n of nodes) {
       n.r = n.id === -1 ? 5 : 3.2 + 4.6 * Math.sqrt(n.data.tokens / most);
-      n.text = n.running ? `${n.data.tokens}…` : n.data.text === undefined ? (n.id === -1 ? "" : String(n.data.tokens)) : oneLine(n.data.text) || "(empty)";
+      n.text = n.running ? `${n.data.tokens}…` : n.data.text === undefined ? (n.id === -1 ? "" : String(n.data.tokens)) : oneLine(n.data.text) || "(end)";
     }
+    const longest = d3.max(nodes, (n) => (n.x === deep ? n.text.length : 0)) * CHARACTER;
+    span = { deep, top, bottom, words: Math.max(WORDS[0], Math.min(WORDS[1], longest + 26)) };
     const [low, high] = d3.extent(nodes, (n) => n.data.score);
     domain = low === undefined || (low >= 0 && high <= 1) ? [0, 1] : [low, high];
     if (chosen !== null && !byId.has(chosen)) chosen = null;
@@ -73,10 +76,10 @@ export function makeTree(canvas, onChoose) {
   }
 
   const row = () => Math.min(ROW, (size.height - 2 * PAD.y) / Math.max(1, span.bottom - span.top));
-  const wide = () => Math.min(COLUMN[0], (size.width - PAD.left - PAD.right) / Math.max(1, span.deep));
+  const wide = () => Math.min(COLUMN[0], (size.width - PAD.left - span.words) / Math.max(1, span.deep));
   /** Generations drift apart up to a limit: from there on only siblings do. */
   const column = () => Math.min(wide() * transform.k, Math.max(COLUMN[1], wide()));
-  const beyond = () => Math.max(0, PAD.left + span.deep * column() + PAD.right - size.width);
+  const beyond = () => Math.max(0, PAD.left + span.deep * column() + span.words - size.width);
   const down = (n) => (size.height - (span.bottom - span.top) * row()) / 2 + (n.y - span.top) * row();
 
   function place() {
@@ -141,15 +144,17 @@ export function makeTree(canvas, onChoose) {
       n.reach = n.radius + (n.label ? n.label.length * CHARACTER + 9 : 0);
       n.seen = n.sy > -20 && n.sy < height + 20 && n.sx < width + 20 && n.sx + n.reach > -20;
     }
-    drawEdges(width, height, step);
-    for (const n of nodes) if (n.seen) drawNode(n);
+    const dashes = each >= 6; // they cost, and cannot be told from lines in a crowd
+    drawEdges(width, height, step, dashes);
+    for (const n of nodes) if (n.seen) drawNode(n, dashes);
     context.globalAlpha = 1;
     context.setLineDash([]);
   }
 
-  const cut = (text, most) => (text.length <= most ? text : most > 3 ? `${[...text].slice(0, most - 1).join("")}…` : "");
+  /** The beginning of a text, where enough of it can be shown to be worth reading. */
+  const cut = (text, most) => (text.length <= most ? text : most > 6 ? `${[...text].slice(0, most - 1).join("")}…` : "");
 
-  function drawEdges(width, height, step) {
+  function drawEdges(width, height, step, dashes) {
     const paths = { kept: new Path2D(), pruned: new Path2D(), won: new Path2D() };
     for (const n of nodes) {
       const p = n.parent;
@@ -161,13 +166,13 @@ export function makeTree(canvas, onChoose) {
       path.moveTo(from, p.sy);
       path.bezierCurveTo(middle + (to - middle) * 0.5, p.sy, middle, n.sy, to, n.sy);
     }
-    const crowd = Math.min(1, 900 / nodes.length); // thousands of lines side by side would be one dark patch
+    const crowd = Math.min(1, 160 / nodes.length); // thousands of lines side by side would be one dark patch
     context.lineWidth = 1.2;
     context.strokeStyle = colors.muted;
-    context.globalAlpha = 0.25 + 0.3 * crowd;
+    context.globalAlpha = 0.18 + 0.4 * crowd;
     context.stroke(paths.kept);
-    context.globalAlpha *= 0.75;
-    if (crowd === 1) context.setLineDash([3, 3]); // dashes cost, and cannot be seen in a crowd
+    context.globalAlpha *= 0.7;
+    if (dashes) context.setLineDash([3, 3]);
     context.stroke(paths.pruned);
     context.setLineDash([]);
     context.globalAlpha = 1;
@@ -182,7 +187,7 @@ export function makeTree(canvas, onChoose) {
     else context.arc(n.sx, n.sy, r, 0, 2 * Math.PI);
   }
 
-  function drawNode(n) {
+  function drawNode(n, dashes) {
     const r = n.radius;
     context.globalAlpha = n.pruned ? 0.5 : 1;
     context.fillStyle = n.id === -1 ? colors.muted : fill(n.data.score);
@@ -191,7 +196,7 @@ export function makeTree(canvas, onChoose) {
     outline(n, r);
     context.fill();
     if (r > 1.8 && n.id !== -1) {
-      context.setLineDash(n.pruned || n.running ? [2, 2] : []);
+      context.setLineDash(dashes && (n.pruned || n.running) ? [2, 2] : []);
       context.stroke();
     }
     if (n.id === chosen) {

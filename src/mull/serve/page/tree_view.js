@@ -18,15 +18,16 @@ export function TreeView({ answer, name }) {
     if (tree.winner >= 0 && chosen === null) viewer.current.choose(tree.winner, false);
   }, [tree.winner]);
   const { size } = tree.nodes;
+  const scored = [...tree.nodes.values()].some((n) => n.score !== null);
   const growing = working(answer) ? `, ${plural(tree.running.length, "branch", "branches")} growing` : "";
   return html`<div class="viewer">
-    <div class="stage">
+    <div class="stage" data-tall=${size > 60}>
       <canvas ref=${canvas} tabindex="0" role="application" aria-describedby=${`${name}-tree-help`}
         aria-label=${`Search tree of ${plural(size, "step")}${growing}`}></canvas>
       <p class="sr-only" id=${`${name}-tree-help`}>Arrow keys walk from step to step, w goes to the answer, plus and minus zoom, 0 shows all.</p>
       <div class="tree-foot">
         <ul class="tree-key">
-          <li><i class="ramp"></i>score, low to high</li><li><i class="dot"></i>size: tokens</li><li><i class="box"></i>answer</li>
+          ${scored && html`<li><i class="ramp"></i>score, low to high</li>`}<li><i class="dot"></i>size: tokens</li><li><i class="box"></i>answer</li>
           <li><i class="dashed"></i>pruned</li><li><i class="thick"></i>winner</li>
         </ul>
         <span class="zoom"><button type="button" aria-label="Zoom out" onClick=${() => viewer.current.zoomBy(1 / 1.6)}>−</button><button type="button"
@@ -47,13 +48,13 @@ function Node({ tree, id, choose }) {
   let children = 0;
   for (const n of tree.nodes.values()) children += n.parent === id;
   return html`<h4>${node.answer ? "Answer" : `Step ${path.length}`}</h4>
-    ${node.text === undefined ? html`<p class="hint">The operator of this server keeps thoughts hidden.</p>` : html`<pre class=${node.answer ? "final" : ""}>${node.text.trim() || "(empty)"}</pre>`}
+    ${node.text === undefined ? html`<p class="hint">The operator of this server keeps thoughts hidden.</p>` : html`<pre class=${node.answer ? "final" : ""}>${node.text.trim() || "(the thought ends here)"}</pre>`}
     <dl>
-      <dt>Score</dt><dd>${node.score === null ? "none" : node.score.toFixed(3).replace("-", "−")}</dd>
+      ${node.score !== null && html`<dt>Score</dt><dd>${node.score.toFixed(3).replace("-", "−")}</dd>`}
       <dt>Tokens</dt><dd>${count(node.tokens)}</dd>
       <dt>Next steps</dt><dd>${children || "none"}</dd>
       <dt>State</dt><dd>${state}</dd>
     </dl>
     ${path.length > 1 && html`<h5>The way here</h5><ol>${path.map((n, i) => html`<li key=${n.id}><button type="button" class=${n.id === id ? "here" : ""} aria-current=${n.id === id ? "step" : null}
-      onClick=${() => choose(n.id)}>${n.text === undefined ? `${n.answer ? "Answer" : `Step ${i + 1}`}, ${plural(n.tokens, "token")}` : n.text.trim() || "(empty)"}</button></li>`)}</ol>`}`;
+      onClick=${() => choose(n.id)}>${n.text === undefined ? `${n.answer ? "Answer" : `Step ${i + 1}`}, ${plural(n.tokens, "token")}` : n.text.trim() || "(end)"}</button></li>`)}</ol>`}`;
 }
