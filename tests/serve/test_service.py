@@ -1,19 +1,23 @@
 """Requests through the service: room before tokens, one place that counts, and nothing left behind by any ending."""
 
 import asyncio
+import json
 from contextlib import aclosing
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
 from mull.chat import Chat
 from mull.engine.pages import PAGE
+from mull.search.allocate import Calibration, Point
+from mull.search.allocate import Plan as Allotted
 from mull.serve.errors import ApiError
 from mull.serve.gate import Room
 from mull.serve.job import answered, follow
 from mull.serve.plan import SINGLE, VOTE, Wish
 from mull.serve.service import Service, overhead
-from tests.serve.tools import QUESTION, idle, nano, nano_service, scripted_service
+from tests.serve.tools import QUESTION, ask, idle, nano_service, scripted_service, serving, until
 
 TALK = ({"role": "user", "content": QUESTION},)
 LOW = Wish(TALK, effort="low")
@@ -152,13 +156,13 @@ class Broken:
 def test_a_client_that_leaves_while_it_waits_leaves_at_once_and_no_one_is_let_in_for_it():
     service = nano_service(max_sequences=16)
 
-    async def ask(wish: Wish, name: str):
+    async def work(wish: Wish, name: str):
         async with service.job(wish, name) as job:
             await answered(job)
 
     async def run():
         async with service.job(HIGH, "a"):  # has all 16 places
-            waiting = asyncio.ensure_future(ask(LOW, "b"))
+            waiting = asyncio.ensure_future(work(LOW, "b"))
             await turns()
             assert len(service.gate.line) == 1 and counted(service, "queue_depth") == 1 and list(service.jobs) == ["a"]
             waiting.cancel()
@@ -191,7 +195,7 @@ def test_nothing_is_tokenised_before_there_is_room(monkeypatch: pytest.MonkeyPat
     plain = Chat.prompt
     monkeypatch.setattr(Chat, "prompt", lambda self, *given, **more: prompts.append(1) or plain(self, *given, **more))
 
-    async def ask(wish: Wish):
+    async def enter(wish: Wish):
         async with service.job(wish, "x"):
             pass
 
@@ -199,10 +203,10 @@ def test_nothing_is_tokenised_before_there_is_room(monkeypatch: pytest.MonkeyPat
         async with service.job(HIGH, "a"):
             before = len(prompts)
             assert before
-            waiting = asyncio.ensure_future(ask(LOW))
+            waiting = asyncio.ensure_future(enter(LOW))
             await turns()
             with pytest.raises(ApiError) as refusal:
-                await ask(Wish(({"role": "user", "content": "long " * 200_000},)))
+                await enter(Wish(({"role": "user", "content": "long " * 200_000},)))
             assert refusal.value.status == 429 and len(prompts) == before
         await waiting
         assert len(prompts) > before
@@ -350,4 +354,54 @@ def test_efforts_tell_what_is_planned_and_what_was_spent_of_late():
     low = service.meter.efforts()["efforts"]["low"]
     assert low["median_tokens"] == sorted(found)[1] and low["requests"] == 3 and low["median_seconds"] > 0
     assert service.meter.efforts()["efforts"]["high"]["median_tokens"] is None
-    assert nano()[1] is service.tools.chat
+
+
+def test_with_a_calibration_efforts_tell_what_it_expects_and_fewer_chains_are_chains(tmp_path: Path):
+    """`auto` at an effort samples what its calibration says, whatever N it is given: with less room, chains vote."""
+    points = tuple(Point((Allotted("vote", n),), float(6 * n), 0.1 * n) for n in (4, 8))
+    known = Calibration("nano", "", "last", 4, "spread", (), 4.0, points, {"low": 0, "medium": 1, "high": 1})
+    known.save(tmp_path / "calibration.json")
+    service = nano_service(calibration=str(tmp_path / "calibration.json"), max_sequences=10, queue=0)
+    told = service.meter.efforts()["efforts"]
+    assert told["low"]["expected"] == {"chains": 6.0, "accuracy": 0.4} and told["low"]["chains"] == 4
+    assert told["high"]["expected"] == {"chains": 12.0, "accuracy": 0.8} and told["none"]["expected"] is None
+    wish = Wish(TALK, effort="high")
+
+    async def run():
+        async with service.job(wish, "a") as whole, service.job(wish, "b") as reduced:
+            assert (whole.plan.strategy, whole.plan.samples) == ("auto:effort=high", 8)
+            assert (reduced.plan.strategy, reduced.plan.samples, reduced.plan.wanted) == (VOTE, 2, 8)
+            return await answered(reduced)
+
+    result = asyncio.run(run())
+    assert sum(n for _, n in result.votes) <= 2 and result.content and empty(service)
+
+
+# ---------------------------------------------------------------------------------------------- real clients
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_who_hangs_up_is_gone_at_once_whether_waiting_or_served(stream: bool):
+    service = nano_service(max_sequences=16, think_tokens=900)
+    body = json.dumps(ask(reasoning_effort="high", stream=stream, mull={"strategy": "vote", "samples": 64})).encode()
+    head = f"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Length: {len(body)}\r\n"
+    request = head.encode() + b"Content-Type: application/json\r\n\r\n" + body
+
+    def sampled() -> int:
+        return sum(job.live.sampled for job in [*service.jobs.values()])
+
+    with serving(service) as server:
+        clients = [server.connect() for _ in range(3)]
+        clients[0].sendall(request)
+        until(lambda: sampled() > 0, 60)
+        for n, client in enumerate(clients[1:], 1):
+            client.sendall(request)
+            until(lambda n=n: len(service.gate.line) == n, 60)
+        clients[1].close()  # the first in line
+        until(lambda: len(service.gate.line) == 1, 60)
+        assert service.gate.inside == 1
+        clients[0].close()  # the one inside, whose room goes to the last
+        until(lambda: not service.gate.line and service.gate.inside == 1 and sampled() > 0, 60)
+        clients[2].close()
+        until(lambda: empty(service) and idle(service), 60)
+        assert counted(service, "cancelled_total") == 2

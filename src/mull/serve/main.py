@@ -153,6 +153,7 @@ async def _run(settings: Settings, listener: socket.socket) -> None:
         server.should_exit = True
         sweeping.cancel()
         await asyncio.gather(serving, sweeping, return_exceptions=True)
+    serving.result()  # what made uvicorn fail, if it did
     log.info("stopped", extra={"fields": {"seconds": round(time.monotonic() - begun, 3)}})
 
 
