@@ -7,7 +7,9 @@ from contextlib import asynccontextmanager
 
 import pytest
 
+from mull.errors import UserError
 from mull.serve import responses_store
+from mull.serve.app import make_app
 from mull.serve.errors import busy
 from mull.serve.responses_shapes import Deleted, Items, Responded
 from mull.serve.shapes import ErrorBody
@@ -599,3 +601,20 @@ def test_long_conversations_of_stored_responses_are_bounded(tmp_path):
     problem = refused(service, ask(previous_response_id=second["id"]))
     assert problem["param"] == "previous_response_id" and "truncation" in problem["message"]
     made(service, previous_response_id=second["id"], truncation="auto")
+
+
+def test_the_store_is_closed_with_the_server(tmp_path):
+    app = make_app(scripted_service(script("4"), store=tmp_path / "s.db"))
+
+    async def scene():
+        async with app.router.lifespan_context(app):
+            assert (tmp_path / "s.db-wal").exists()
+        assert not (tmp_path / "s.db-wal").exists()  # SQLite's last connection cleans up
+
+    asyncio.run(scene())
+
+
+@pytest.mark.parametrize("key", ["store", "secret"])
+def test_files_that_cannot_be_used_are_said_at_the_start(tmp_path, key):
+    with pytest.raises(UserError, match="no/such"):
+        make_app(scripted_service([], **{key: tmp_path / "no" / "such" / "folder"}))
