@@ -156,21 +156,8 @@ SENSIBLE = {
         {
             "strategy": st.sampled_from(
                 [
-                    "vote",
-                    "best-of-n",
-                    "beam:expand=2",
-                    "dvts",
-                    "mcts:expand=3",
-                    "particles",
-                    "revise",
-                    "wait:waits=2",
-                    "rebase",
-                    "tot-bfs",
-                    "tot-dfs:limit=5",
-                    "adaptive:batch=2",
-                    "lookahead",
-                    "weighted-vote",
-                    "roles",
+                    *("vote", "best-of-n", "beam:expand=2", "dvts", "mcts:expand=3", "particles", "revise", "roles"),
+                    *("rebase", "tot-bfs", "tot-dfs:limit=5", "adaptive:batch=2", "lookahead", "wait:waits=2"),
                 ]
             ),
             "samples": st.integers(1, 8),
@@ -244,18 +231,17 @@ def test_no_completion_breaks_the_server(small, body):
         never_breaks(small, RAW, body, shapes.TextCompletion)
 
 
+@pytest.mark.slow
 def test_strategies_with_any_numbers_end_in_an_answer_or_a_refusal():
     from mull.search.named import STRATEGIES, options_of
 
     made = nano_service(think_tokens=24, answer_tokens=8)
     for name in STRATEGIES:
         for key, option in options_of(name).items():
-            values = {int: (-1, 0, 1, 100), float: (-1, 0, 0.5, 1, 100)}.get(option.annotation, ())
-            for value in values:
-                asked = ask(mull={"strategy": f"{name}:{key}={value}", "samples": 4}, max_completion_tokens=100)
+            for value in {int: (0, 100), float: (-1, 1)}.get(option.annotation, ()):
+                asked = ask(mull={"strategy": f"{name}:{key}={value}", "samples": 4}, max_completion_tokens=60)
                 status, _, body = post(made, CHAT, asked)
-                assert status == 200 or body["error"]["param"] in ("mull.strategy", "messages"), (asked, body)
-                assert status in (200, 400) and idle(made), (asked, body)
+                assert idle(made) and (status == 200 or body["error"]["param"] == "mull.strategy"), (asked, body)
 
 
 def test_a_thought_that_never_ends_still_has_an_answer():

@@ -149,7 +149,8 @@ class Call:
                     async for event in events:
                         yield event
         except UserError as problem:
-            raise invalid(self.service.public(problem), "messages") from None
+            param = "mull.strategy" if self.wish.strategy else "messages"
+            raise invalid(self.service.public(problem), param) from None
 
     def _head(self, kind: str) -> dict[str, Any]:
         return {
