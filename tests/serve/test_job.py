@@ -113,6 +113,32 @@ def test_an_answer_at_once_comes_from_what_there_is(plan, after):
     assert not result.early or not result.votes or result.content in dict(result.votes)
 
 
+@pytest.mark.parametrize("strategy", ["vote", "best-of-n", VOTE, "beam:expand=2"])
+def test_tokens_of_thought_and_answer_are_told_apart_whatever_the_spans(strategy):
+    made = tools()
+    result = asyncio.run(answered(job(made, replace(HIGH, strategy=strategy), seed=2)))
+    chat = made.chat
+    assert result.answer_tokens == len(chat.encode(result.content)) + 1  # and the end of the turn
+    assert result.path_tokens == len(chat.encode(result.thought)) + 1  # and the closing tag
+
+
+def test_an_answer_that_is_being_said_is_not_taken_back():
+    made = tools(Dripping("a\n", "it is forty two and no less"))
+
+    async def run():
+        one, said = job(made, LOW), ""
+        async with aclosing(follow(one, tick=0.001, gather=0.0)) as stream:
+            async for event in stream:
+                if isinstance(event, Delta):
+                    said += event.text
+                    one.answer_now()
+                if isinstance(event, Result):
+                    return event, said
+
+    result, said = asyncio.run(run())
+    assert result.content == said == "it is forty two and no less"
+
+
 def test_time_runs_out():
     made = tools()
     result = asyncio.run(answered(job(made, replace(HIGH, strategy="mcts", samples=64), most_seconds=0.02)))

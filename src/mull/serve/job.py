@@ -20,6 +20,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from mull.chat import Chat
+from mull.chat.steps import thought_end
 from mull.engine.sampler import derive_seed
 from mull.errors import SamplerLost, StopReason
 from mull.ledger import Budget
@@ -146,6 +147,10 @@ class Job:
                 except SamplerLost as gone:
                     return self._early_result("lost", *self._best(), [str(gone)])
             early: Early = "asked" if hurry.done() else "time"
+            if p.single and self.live.speaking in self.live.running:  # what was said is not taken back
+                await asyncio.wait({thinking}, timeout=GRACE)
+                if thinking.done() and not thinking.exception():
+                    return self._result(thinking.result())
             partial = self.live.partial()  # before the cancelling, which forgets what is under way
             await _cancelled(thinking)
             try:
@@ -163,13 +168,15 @@ class Job:
         sampled = [s for s in path if s.kind is SpanKind.SAMPLED]
         answer = sampled[-1] if sampled else None
         tokens = [t for s in path if s.kind is not SpanKind.PROMPT for t in s.tokens]
+        drawn = [s.kind is SpanKind.SAMPLED for s in path if s.kind is not SpanKind.PROMPT for _ in s.tokens]
+        closed = thought_end(chat, tokens) or 0  # a thought and its answer may be one span
         cut = answer is not None and answer.stop is StopReason.LENGTH
         return self._made(
             trace.answer,
             chat.split(tokens)[0],
             cut=cut or trace.answer == NO_ANSWER,
-            answer_tokens=len(answer.tokens) if answer else 0,
-            path_tokens=sum(len(s.tokens) for s in sampled[:-1]),
+            answer_tokens=sum(drawn[closed:]),
+            path_tokens=sum(drawn[:closed]),
             votes=trace.answers,
             exhausted=trace.exhausted,
             lost=list(trace.lost),
