@@ -1,10 +1,11 @@
 """The soak's own judgement: it tells answers, clean refusals and every kind of fault apart, so that it can fail."""
 
 import asyncio
-import importlib.util
+import importlib
 import json
 import random
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 
@@ -12,13 +13,11 @@ import pytest
 
 
 @pytest.fixture(scope="module")
-def soak() -> ModuleType:
-    path = Path(__file__).parents[2] / "benchmarks" / "soak.py"
-    spec = importlib.util.spec_from_file_location("soak", path)
-    assert spec is not None and spec.loader is not None
-    module = sys.modules["soak"] = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+def soak() -> Iterator[ModuleType]:
+    """benchmarks/soak.py, and with it what it takes from the file beside it."""
+    sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
+    yield importlib.import_module("soak")
+    sys.path.pop(0)
 
 
 def chat(text: str = "", finish: str | None = None) -> str:

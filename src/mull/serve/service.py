@@ -136,13 +136,6 @@ class Service:
 
     # ------------------------------------------------------------------------------------------ what is asked
 
-    def planned(self, wish: Wish) -> tuple[Question, Plan]:
-        """What is asked and what may be spent on it; ApiError for a prompt that does not fit."""
-        question = asked(wish)
-        prompt = self._tokens(self.tools.chat, question)
-        self._refuse_longer(prompt, self.tools)
-        return question, self.plan(wish, prompt)
-
     def plan(self, wish: Wish, prompt: int, tools: Opened | None = None) -> Plan:
         """What may be spent on a wish whose prompt has so many tokens; ApiError for a strategy that cannot run."""
         s, tools = self.settings, tools or self.tools
