@@ -23,6 +23,7 @@ function Drawn({ session, turn, index, answer, last }) {
     ${answer.text && html`<div class="text"><${Prose} text=${answer.text} />${answer.state === "thinking" && html`<span class="caret" aria-hidden="true"></span>`}</div>`}
     ${answer.problem && html`<${Failed} ...${{ session, turn, answer, last }} />`}
     ${answer.result && html`<${Foot} answer=${answer} />`}
+    ${answer.state === "stopped" && last && html`<${Again} go=${() => session.again(turn, turn.answers.indexOf(answer))} />`}
   </article>`;
 }
 
@@ -44,7 +45,7 @@ function Thinking({ session, answer, name }) {
     config.summaries && ["summary", "Summary", () => html`<${Summary} answer=${answer} />`],
     ["tree", "Search tree", () => html`<${TreeView} answer=${answer} name=${name} />`],
     config.thoughts && ["thought", "Thought", () => html`<${Thought} answer=${answer} />`],
-    result?.mull.votes.length > 0 && ["votes", "Votes", () => html`<${Votes} answer=${answer} />`],
+    result && agreement(result) && ["votes", "Votes", () => html`<${Votes} answer=${answer} />`],
     ["numbers", "Numbers", () => html`<${Numbers} answer=${answer} />`],
   ].filter(Boolean);
   const choose = (id) => {
@@ -66,7 +67,7 @@ function Thinking({ session, answer, name }) {
 }
 
 function Foot({ answer }) {
-  const sure = agreement(answer.result.mull.votes);
+  const sure = agreement(answer.result);
   const marks = labels(answer);
   return html`<footer class="foot">
     <div class="chips">

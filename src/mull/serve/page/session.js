@@ -143,7 +143,7 @@ export class Session {
 
   async finish(turn, answer) {
     answer.state = "done";
-    const sure = agreement(answer.result.mull.votes);
+    const sure = agreement(answer.result);
     const agree = sure ? ` ${sure.count} of ${plural(sure.of, "branch", "branches")} agree.` : "";
     const side = turn.answers.length > 1 ? `${"AB"[answer.side]}: ` : "";
     this.say(`${side}${thinkingLine(answer, 0)}. Answer: ${answer.text.slice(0, 400)}.${agree}`);

@@ -1,7 +1,7 @@
 // What stands in the tabs under a thinking line, but for the tree and the numbers.
 import { html, useEffect, useRef } from "./htm-preact.js";
 import { working } from "./session.js";
-import { agreement, percent, plural } from "./words.js";
+import { agreement, percent, plural, same } from "./words.js";
 
 export function Summary({ answer }) {
   const { sections, state, plan } = answer;
@@ -33,15 +33,14 @@ const MOST = 12; // answers with a row of their own
 
 export function Votes({ answer }) {
   const { content, mull } = answer.result;
-  const sure = agreement(mull.votes);
-  const of = mull.votes.reduce((sum, v) => sum + v.count, 0);
+  const sure = agreement(answer.result);
+  const { of } = sure;
   const most = mull.votes[0].count;
   const rest = mull.votes.slice(MOST);
-  const same = (text) => text.split(/\s+/).join(" ").trim().toLowerCase();
-  return html`<p class="lead">${sure ? html`<b>${percent(sure.share)} agree</b>: ${sure.count} of ${plural(of, "branch", "branches")}` : "One branch came to an answer."}</p>
+  return html`<p class="lead"><b>${percent(sure.share)} agree</b>: ${sure.count} of ${plural(of, "branch", "branches")}</p>
     <table class="votes"><caption class="sr-only">Answers of all branches</caption>
       <thead class="sr-only"><tr><th scope="col">Answer</th><th scope="col">Share</th><th scope="col">Branches</th></tr></thead>
-      <tbody>${mull.votes.slice(0, MOST).map((vote, i) => html`<tr key=${i} class=${same(vote.answer) === same(content) ? "won" : ""}>
+      <tbody>${mull.votes.slice(0, MOST).map((vote, i) => html`<tr key=${i} class=${same(vote.answer, content) ? "won" : ""}>
         <th scope="row">${vote.answer}</th>
         <td><span class="share"><${Bar} share=${vote.count / most} /></span></td>
         <td class="num">${vote.count} <small>${percent(vote.count / of)}</small></td></tr>`)}

@@ -1,5 +1,7 @@
 // The tree of a search on a canvas, left to right. At zoom 1 all of it is in view, however large it is; zooming spreads
 // the steps out, while dots and words keep their size. Only what is visible is drawn, so that thousands stay smooth.
+import { plural } from "./words.js";
+
 const ROW = 27; // pixels between siblings, at most, before any zoom
 const COLUMN = [176, 230]; // and between generations, before and after
 const PAD = { left: 16, y: 18 };
@@ -56,7 +58,7 @@ export function makeTree(canvas, onChoose) {
     const most = d3.max(nodes, (n) => n.data.tokens) || 1;
     for (const n of nodes) {
       n.r = n.id === -1 ? 5 : 3.2 + 4.6 * Math.sqrt(n.data.tokens / most);
-      n.text = n.running ? `${n.data.tokens}…` : n.data.text === undefined ? (n.id === -1 ? "" : String(n.data.tokens)) : oneLine(n.data.text) || "(end)";
+      n.text = n.id === -1 ? "" : n.running ? `${n.data.tokens} tokens…` : n.data.text === undefined ? plural(n.data.tokens, "token") : oneLine(n.data.text) || "(end)";
     }
     const longest = d3.max(nodes, (n) => (n.x === deep ? n.text.length : 0)) * CHARACTER;
     span = { deep, top, bottom, words: Math.max(WORDS[0], Math.min(WORDS[1], longest + 26)) };
@@ -211,7 +213,7 @@ export function makeTree(canvas, onChoose) {
     context.font = n.won ? `600 ${FONT}` : FONT;
     context.textBaseline = "middle";
     context.fillStyle = n.data.text === undefined ? colors.muted : colors.ink;
-    context.fillText(n.label, n.sx + r + 5, n.sy + 0.5, n.label.length * CHARACTER + 6);
+    context.fillText(n.label, n.sx + r + 7, n.sy + 0.5, n.label.length * CHARACTER + 6);
   }
 
   // ------------------------------------------------------------------------------------------- moving about

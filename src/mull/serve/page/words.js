@@ -68,12 +68,15 @@ export function labels({ result, plan }) {
 
 const reduced = (p) => [`fan-out reduced from ${p.wanted} to ${p.samples}`, "There was no room for all the branches that were asked for."];
 
-/** {answer, count, of, share} of the most frequent answer; null where nothing was voted on. */
-export function agreement(votes) {
-  const of = votes.reduce((sum, v) => sum + v.count, 0);
+/** Free answers are equal when they are the same words. */
+export const same = (a, b) => [a, b].map((text) => text.split(/\s+/).join(" ").trim().toLowerCase()).reduce((x, y) => x === y);
+
+/** {count, of, share} of the branches that came to the answer; null where nothing was voted on. */
+export function agreement({ content, mull }) {
+  const of = mull.votes.reduce((sum, v) => sum + v.count, 0);
   if (of < 2) return null;
-  const top = votes.reduce((a, b) => (b.count > a.count ? b : a));
-  return { ...top, of, share: top.count / of };
+  const count = mull.votes.reduce((sum, v) => sum + (same(v.answer, content) ? v.count : 0), 0);
+  return { count, of, share: count / of };
 }
 
 /** What an effort will spend: "about 310 tokens · 0.8 s". */
