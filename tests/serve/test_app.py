@@ -38,6 +38,12 @@ def test_unknown_addresses_and_methods_have_the_shape_of_errors():
             assert shapes.ErrorBody.model_validate(body)
 
 
+def test_a_405_names_all_methods_of_the_address():
+    made = nano_service()
+    assert call(made, "PATCH", "/v1/responses/resp_x")[1]["allow"] == "GET, DELETE"
+    assert call(made, "PUT", CHAT)[1]["allow"] == "POST"
+
+
 def test_what_breaks_is_logged_and_told_nobody(caplog):
     class Broken:
         policy_version = 0
@@ -113,6 +119,20 @@ def test_every_operation_says_how_it_fails():
             if method == "post" and path in (CHAT, RAW):
                 assert {"200", "400", "404", "408", "413", "429", "500", "503"} <= statuses, path
                 assert set(operation["responses"]["200"]["content"]) == {"application/json", "text/event-stream"}
+
+
+def test_bounds_of_numbers_are_in_the_document():
+    fields = document()["components"]["schemas"]
+    bodies = [
+        item["post"]["requestBody"]["content"]["application/json"]["schema"]["properties"]
+        for path, item in document()["paths"].items()
+        if path in (CHAT, RAW)
+    ]
+    for body in bodies:
+        assert body["n"]["anyOf"][0] == {"type": "integer", "minimum": 1, "maximum": 128}
+        assert body["seed"]["anyOf"][0]["minimum"] == -(1 << 63) and body["temperature"]["anyOf"][0]["maximum"] == 2
+    assert fields["Vendor"]["properties"]["samples"]["anyOf"][0]["minimum"] == 1
+    assert '"ge"' not in json.dumps(document())
 
 
 def test_keys_are_in_the_document_where_they_are_asked_for(tmp_path):

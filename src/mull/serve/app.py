@@ -14,6 +14,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.openapi.utils import get_openapi
 from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
+from starlette.routing import Match
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from mull import __version__
@@ -101,7 +102,15 @@ async def _unrouted(request: Request, problem: Exception) -> Response:
     else:
         found = ApiError(problem.status_code, str(problem.detail))
     found.headers.update(problem.headers or {})
+    if problem.status_code == 405:  # Starlette names the methods of one route, and an address may have several
+        found.headers["Allow"] = ", ".join(_methods(request))
     return problem_response(found)
+
+
+def _methods(request: Request) -> list[str]:
+    routes, known = request.app.routes, ("GET", "POST", "DELETE", "PUT", "PATCH")
+    tried = {method: {**request.scope, "method": method} for method in known}
+    return [m for m, scope in tried.items() if any(route.matches(scope)[0] is Match.FULL for route in routes)]
 
 
 async def _misspelt(request: Request, problem: Exception) -> Response:

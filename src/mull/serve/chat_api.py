@@ -26,13 +26,12 @@ from mull.serve.plan import Wish
 from mull.serve.schemas import checked, document, served
 from mull.serve.service import Service
 from mull.serve.settings import Settings
-from mull.serve.shapes import POSTED, ChatCompletion, errors, usage
+from mull.serve.shapes import POSTED, ChatCompletion, errors, streams, usage
 from mull.serve.sse import DONE, frame, streamed, while_there
 from mull.serve.summary import Section
 from mull.serve.vendor import vendor
 
 Shown = Literal["", "summary", "raw"]
-STREAM = {"text/event-stream": {"schema": {"type": "string", "description": "With `stream`: chunks, then [DONE]."}}}
 
 
 def router(service: Service) -> APIRouter:
@@ -41,7 +40,7 @@ def router(service: Service) -> APIRouter:
     @api.post(
         "/v1/chat/completions",
         response_model=ChatCompletion,
-        responses={200: {"content": STREAM}, **errors(*POSTED)},
+        responses={200: streams("With `stream`: chunks, then [DONE]."), **errors(*POSTED)},
         openapi_extra=document(ChatRequest),
     )
     async def chat(request: Request) -> Response:

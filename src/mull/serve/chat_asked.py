@@ -13,7 +13,7 @@ from pydantic import Field, WithJsonSchema
 
 from mull.serve.errors import ApiError, invalid
 from mull.serve.plan import WORDS, Wish
-from mull.serve.schemas import MESSAGES, Budget, Effort, Form, Request, Tokens, Vendor, Whole, said, stops
+from mull.serve.schemas import MESSAGES, WHOLE, Budget, Effort, Form, Request, Tokens, Vendor, said, stops
 from mull.serve.settings import Settings
 
 
@@ -50,7 +50,7 @@ class ChatRequest(Request):
     metadata: dict[str, str] | None = None
     mull: Vendor | None = None
     logprobs: bool | None = None
-    top_logprobs: Annotated[Whole, Field(ge=0, le=20)] | None = None
+    top_logprobs: Annotated[int, Field(ge=0, le=20), WHOLE] | None = None
     parallel_tool_calls: bool | None = None
     tools: list[dict[str, Any]] | None = None
     tool_choice: str | dict[str, Any] | None = None

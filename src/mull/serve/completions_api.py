@@ -25,15 +25,15 @@ from mull.chat.template import CLOSE, OPEN
 from mull.engine.sampler import derive_seed
 from mull.errors import SamplerLost, StopReason, UserError
 from mull.search.sources import Opened
-from mull.serve.chat_api import STREAM, failed, merged
+from mull.serve.chat_api import failed, merged
 from mull.serve.chat_asked import header, unheard
 from mull.serve.errors import ApiError, invalid
 from mull.serve.job import until
 from mull.serve.limits import read_json, request_id
 from mull.serve.logprobs import described, readable, scored
-from mull.serve.schemas import MOST_TOKENS, STOPS, Budget, Request, Whole, checked, document, served, stops
+from mull.serve.schemas import MOST_TOKENS, STOPS, WHOLE, Budget, Request, checked, document, served, stops
 from mull.serve.service import Service
-from mull.serve.shapes import POSTED, TextCompletion, errors, usage
+from mull.serve.shapes import POSTED, TextCompletion, errors, streams, usage
 from mull.serve.sse import DONE, frame, streamed, while_there
 from mull.types import Completion, SamplingParams
 
@@ -55,14 +55,12 @@ class CompletionRequest(Request):
     prompt: Annotated[Any, WithJsonSchema(_PROMPT)]
     max_tokens: Budget | None = None  # OpenAI's default: 16
     echo: bool | None = None
-    logprobs: Annotated[Whole, Field(ge=0, le=5)] | None = None
+    logprobs: Annotated[int, Field(ge=0, le=5), WHOLE] | None = None
     suffix: Annotated[str, Field(max_length=0)] | None = None  # there is no filling in
     # As vLLM has them; with these, another mull searches through this one as if it ran the model itself.
     add_special_tokens: bool | None = None  # what the tokenizer puts before every text; default: true
-    top_k: Annotated[Whole, Field(ge=-1, le=MOST_TOKENS)] | None = None
-    stop_token_ids: Annotated[list[Annotated[Whole, Field(ge=0, le=MOST_TOKENS)]], Field(max_length=STOPS)] | None = (
-        None
-    )
+    top_k: Annotated[int, Field(ge=-1, le=MOST_TOKENS), WHOLE] | None = None
+    stop_token_ids: Annotated[list[Budget], Field(max_length=STOPS)] | None = None
     return_token_ids: bool | None = None  # of what was sampled, with a choice's last piece
 
 
@@ -72,7 +70,7 @@ def router(service: Service) -> APIRouter:
     @api.post(
         "/v1/completions",
         response_model=TextCompletion,
-        responses={200: {"content": STREAM}, **errors(*POSTED)},
+        responses={200: streams("With `stream`: chunks, then [DONE]."), **errors(*POSTED)},
         openapi_extra=document(CompletionRequest),
     )
     async def completions(request: HttpRequest) -> Response:

@@ -36,11 +36,10 @@ from mull.serve.responses_store import Store, Stored
 from mull.serve.schemas import checked, document, served
 from mull.serve.seal import Seal, secret
 from mull.serve.service import Service
-from mull.serve.shapes import POSTED, errors
+from mull.serve.shapes import POSTED, errors, streams
 from mull.serve.sse import frame, streamed, while_there
 from mull.serve.vendor import vendor
 
-STREAM = {"text/event-stream": {"schema": {"type": "string", "description": "With `stream`: the response's events."}}}
 FOUND = errors(400, 401, 404, 405)
 log = logging.getLogger("mull.serve")
 
@@ -61,7 +60,7 @@ def router(service: Service) -> APIRouter:
     @api.post(
         "/v1/responses",
         response_model=Responded,
-        responses={200: {"content": STREAM}, **errors(*POSTED)},
+        responses={200: streams("With `stream`: the response's events."), **errors(*POSTED)},
         openapi_extra=document(ResponseRequest),
     )
     async def create(request: Request) -> Response:

@@ -24,11 +24,11 @@ def _whole(value: Any) -> Any:
     return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
-Whole = Annotated[int, BeforeValidator(_whole)]
-Tokens = Annotated[Whole, Field(ge=1, le=MOST_TOKENS)]
-Budget = Annotated[Whole, Field(ge=0, le=MOST_TOKENS)]
+WHOLE = BeforeValidator(_whole)  # behind the bounds of its number, which would not be in the JSON schema otherwise
+Tokens = Annotated[int, Field(ge=1, le=MOST_TOKENS), WHOLE]
+Budget = Annotated[int, Field(ge=0, le=MOST_TOKENS), WHOLE]
 Penalty = Annotated[float, Field(ge=-2, le=2)]
-Seed = Annotated[Whole, Field(ge=-(1 << 63), lt=1 << 63)]
+Seed = Annotated[int, Field(ge=-(1 << 63), le=(1 << 63) - 1), WHOLE]
 Effort = Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"]
 Stop = Annotated[
     Any,
@@ -112,7 +112,7 @@ class Vendor(Form):
     """Ours: how to search."""
 
     strategy: Annotated[str, Field(max_length=200)] | None = None
-    samples: Annotated[Whole, Field(ge=1, le=4096)] | None = None
+    samples: Annotated[int, Field(ge=1, le=4096), WHOLE] | None = None
 
 
 class Request(Form):
@@ -120,7 +120,7 @@ class Request(Form):
 
     model: Annotated[str, Field(description="As /v1/models names it; may be left out.")] | None = None
     max_tokens: Tokens | None = None
-    n: Annotated[Whole, Field(ge=1, le=128)] | None = None
+    n: Annotated[int, Field(ge=1, le=128), WHOLE] | None = None
     seed: Seed | None = None
     stop: Stop = None
     temperature: Annotated[float, Field(ge=0, le=2)] | None = None
@@ -223,7 +223,7 @@ def _turn(message: Any, where: str) -> dict[str, Any]:
         missing = f"Missing required parameter: '{where}.content'."
         raise invalid(missing, f"{where}.content", "missing_required_parameter")
     turn["content"] = "" if content is None else text_of(content, f"{where}.content")
-    if role == "assistant" and (calls := message.get("tool_calls")):
+    if role == "assistant" and (calls := message.get("tool_calls")) not in (None, []):
         turn["tool_calls"] = _calls(calls, f"{where}.tool_calls")
     return turn
 

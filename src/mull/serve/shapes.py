@@ -41,6 +41,13 @@ def errors(*statuses: int) -> dict[int | str, dict[str, Any]]:
     return {status: {"model": ErrorBody, "description": MEANINGS[status]} for status in statuses}
 
 
+def streams(description: str) -> dict[str, Any]:
+    """For a route's `responses[200]`: a stream of events besides JSON. The schema is that of one event."""
+    fields = {"data": {"type": "string"}, "event": {"type": "string"}}
+    event = {"type": "object", "required": ["data"], "properties": fields, "description": description}
+    return {"content": {"text/event-stream": {"schema": event}}}
+
+
 class Health(Shape):
     status: Literal["ok", "draining"]
 
