@@ -81,10 +81,10 @@ def chat_command(
         talker, said = Remote(endpoint, name, key), ""
     else:
         from mull.recipes.think import default_model
-        from mull.search.sources import Source
+        from mull.search.sources import Source, loaded
 
         where, said = default_model() if model is None else (model, model)
-        talker = Local(Source(where, scorer=scorer), calibration)
+        talker = Local(where, loaded(Source(where, scorer=scorer)), calibration)
     raise typer.Exit(converse(talker, wants, said))
 
 

@@ -16,7 +16,7 @@ from mull.errors import UserError
 from mull.search.allocate import load_calibration
 from mull.search.choose import same_text
 from mull.search.named import named
-from mull.search.sources import Source, loaded
+from mull.search.sources import Opened
 from mull.serve.job import Delta, Job, Progress, Result, Thought, follow
 from mull.serve.plan import SINGLE, WORDS, Plan, Wish, plan
 from mull.serve.settings import Settings
@@ -76,11 +76,10 @@ class Talker(Protocol):
 
 
 class Local:
-    """A model in this process. UserError for what cannot be loaded."""
+    """A model in this process."""
 
-    def __init__(self, source: Source, calibration: str = ""):
-        self.name, self._calibration = source.model, calibration
-        self._tools = loaded(source)
+    def __init__(self, name: str, tools: Opened, calibration: str = ""):
+        self.name, self._tools, self._calibration = name, tools, calibration
         self._chains: dict[str, int] | None = None
         if calibration:
             known = load_calibration(calibration)

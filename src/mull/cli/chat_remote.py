@@ -207,12 +207,12 @@ class Remote:
             usage, vendor = data.get("usage") or usage, data.get("mull") or vendor
             for choice in data.get("choices") or ():
                 delta = choice.get("delta") or choice.get("message") or {}  # a message: it does not stream
-                thought = next(
-                    (t for k in ("reasoning_content", "reasoning") if isinstance(t := delta.get(k), str)), ""
-                )
-                for event in _thought(thought, summary, raw, self.ours):
-                    yield event
-                if text := delta.get("content"):
+                thought = delta.get("reasoning_content") or delta.get("reasoning")
+                if isinstance(thought, str):
+                    for event in _thought(thought, summary, raw, self.ours):
+                        yield event
+                text = delta.get("content") or ""
+                if text := text if content else text.lstrip():
                     if not content:
                         for section in summary.rest("", ()):
                             yield section
