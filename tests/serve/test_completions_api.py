@@ -269,6 +269,7 @@ def test_openais_client_reads_it():
         ({"prompt": "a", "n": 9}, "n"),
         ({"prompt": ["a"] * 100, "n": 2}, "n"),
         ({"prompt": "a" * 1024}, "prompt"),
+        ({"prompt": "a" * 100_000}, "prompt"),
         ({"prompt": ["a", "a" * 1025], "max_tokens": 0}, "prompt[1]"),
         ({"prompt": "a", "max_tokens": -1}, "max_tokens"),
         ({"prompt": "a", "logprobs": 6}, "logprobs"),

@@ -32,7 +32,7 @@ from mull.serve.job import until
 from mull.serve.limits import read_json, request_id
 from mull.serve.logprobs import described, readable, scored
 from mull.serve.schemas import MOST_TOKENS, STOPS, WHOLE, Budget, Request, checked, document, served, stops
-from mull.serve.service import Service
+from mull.serve.service import LONG, Service
 from mull.serve.shapes import POSTED, TextCompletion, errors, streams, usage
 from mull.serve.sse import DONE, frame, streamed, while_there
 from mull.types import Completion, SamplingParams
@@ -150,7 +150,10 @@ class Call:
         try:
             async with self.service.place(sum(bound) + len(bound) * self.n * min(self.most, context)) as tools:
                 self.version = tools.sampler.policy_version
-                ids = [self._tokens(at, prompt, tools) for at, prompt in enumerate(self.prompts)]
+                if sum(map(len, self.prompts)) < LONG:
+                    ids = self._tokens(tools)
+                else:
+                    ids = await asyncio.to_thread(self._tokens, tools)
                 self.read = sum(map(len, ids))
                 async with aclosing(merged([self._drawn(at, i, tools) for at, i in enumerate(ids)])) as events:
                     async for _, event in events:
@@ -161,7 +164,10 @@ class Call:
             message = "The model does not answer at the moment: try again."
             raise ApiError(503, message, type="server_error", code="server_unavailable") from None
 
-    def _tokens(self, at: int, prompt: str | list[int], tools: Opened) -> list[int]:
+    def _tokens(self, tools: Opened) -> list[list[int]]:
+        return [self._read(at, prompt, tools) for at, prompt in enumerate(self.prompts)]
+
+    def _read(self, at: int, prompt: str | list[int], tools: Opened) -> list[int]:
         chat, where = tools.chat, f"prompt[{at}]" if len(self.prompts) > 1 else "prompt"
         if isinstance(prompt, str):
             ids = chat.encode_written(prompt, self.form.add_special_tokens is not False)

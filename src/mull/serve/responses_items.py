@@ -44,7 +44,8 @@ async def taken(asked: Any, most: int, store: Store, seal: Seal, owner: str) -> 
 def _item(item: Any, where: str, seal: Seal, owner: str) -> Fields:
     if not isinstance(item, dict):
         raise invalid(f"Invalid type for '{where}': expected an object.", where, "invalid_type")
-    kind = item.get("type") or "message"
+    kind = item.get("type")
+    kind = "message" if kind is None else kind
     if kind not in KINDS:
         raise _unsupported(f"{where}.type", KINDS)
     id = item.get("id")
