@@ -26,8 +26,9 @@ from mull.serve.settings import Settings
 from tests.serve.tools import QUESTION, events, idle, nano_service
 
 TALK = ({"role": "user", "content": QUESTION},)
-LONG = Wish(TALK, effort="high", strategy="vote", samples=64, seed=1)
-SLOW = {"messages": list(TALK), "mull": {"strategy": "vote", "samples": 64}, "reasoning_effort": "high"}
+ON = "wait:waits=100"  # chains that are made to think on until their budget is spent, so that it takes seconds
+LONG = Wish(TALK, effort="high", strategy=ON, samples=64, seed=1)
+SLOW = {"messages": list(TALK), "mull": {"strategy": ON, "samples": 64}, "reasoning_effort": "high"}
 PATIENCE = 240.0  # seconds that a process may take to start on a busy machine
 
 # ------------------------------------------------------------------------------------------------- addresses
@@ -227,7 +228,7 @@ def served(tmp_path: Path, *options: str) -> Iterator[Process]:
 
 
 def test_the_process_serves_reloads_and_ends_when_all_have_their_answers(tmp_path: Path):
-    settings = ["-o", "drain_seconds=1", "-o", "think_tokens=900", "-o", "answer_tokens=16", "-o", "max_sequences=64"]
+    settings = ["-o", "drain_seconds=0.5", "-o", "think_tokens=900", "-o", "answer_tokens=16", "-o", "max_sequences=64"]
     with served(tmp_path, *settings) as server, httpx2.Client(base_url=server.url, timeout=120) as http:
         answer = http.post("/v1/chat/completions", json={"messages": list(TALK), "reasoning_effort": "low"})
         assert answer.status_code == 200 and answer.json()["system_fingerprint"].endswith("0")

@@ -71,7 +71,7 @@ def test_tokens_of_a_job_that_was_left_are_counted_as_wasted():
 
     async def run():
         async with service.job(HIGH, "a") as job:
-            async with aclosing(follow(job)) as events:
+            async with aclosing(follow(job, tick=0.001, gather=0.001)) as events:
                 async for _ in events:
                     if job.live.sampled > 40:
                         break
@@ -383,7 +383,8 @@ def test_with_a_calibration_efforts_tell_what_it_expects_and_fewer_chains_are_ch
 @pytest.mark.parametrize("stream", [False, True])
 def test_who_hangs_up_is_gone_at_once_whether_waiting_or_served(stream: bool):
     service = nano_service(max_sequences=16, think_tokens=900)
-    body = json.dumps(ask(reasoning_effort="high", stream=stream, mull={"strategy": "vote", "samples": 64})).encode()
+    endless = {"strategy": "wait:waits=100", "samples": 64}
+    body = json.dumps(ask(reasoning_effort="high", stream=stream, mull=endless)).encode()
     head = f"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Length: {len(body)}\r\n"
     request = head.encode() + b"Content-Type: application/json\r\n\r\n" + body
 
