@@ -116,14 +116,18 @@ class Browser:
         return message
 
     def open(self, path: Path, width: int = 1280, height: int = 900, dark: bool = False) -> None:
-        """Loads a file in a window of this size and waits until it is loaded: its script has run or failed."""
+        """Loads a file as `visit` loads an address."""
+        self.visit(path.as_uri(), width, height, dark)
+
+    def visit(self, address: str, width: int = 1280, height: int = 900, dark: bool = False) -> None:
+        """Loads a page in a window of this size and waits until it is loaded: its script has run or failed."""
         self.call("Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=False)
         scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
         self.call("Emulation.setEmulatedMedia", features=[scheme])
         self.problems.clear()
         self.requests.clear()
         self._loaded = False
-        self.call("Page.navigate", url=path.as_uri())
+        self.call("Page.navigate", url=address)
         while not self._loaded:
             self._receive()
 

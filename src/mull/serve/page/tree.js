@@ -312,6 +312,7 @@ export function makeTree(canvas, onChoose) {
   /** For tests: what is drawn, and where. */
   const state = () => ({ nodes: nodes.length, chosen, zoom: transform.k, cost: laidOut.cost, seen: nodes.filter((n) => n.seen).length });
   const where = (id) => {
+    place();
     const box = canvas.getBoundingClientRect();
     const n = byId.get(id);
     return [box.left + n.sx, box.top + n.sy];
