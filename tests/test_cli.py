@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 import types
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -301,7 +302,9 @@ def test_a_real_ctrl_c_in_the_midst_of_training(home: Path):
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
     command = [sys.executable, "-m", "mull", *RL, "--model", "tiny", "--out", "run", "-o", "checkpoint_every=1"]
     command[command.index("--steps") + 1] = "10000"
-    running = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment)
+    # A shell's background job hands down an ignored SIGINT, which Python would keep.
+    heed = partial(signal.signal, signal.SIGINT, signal.default_int_handler)
+    running = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment, preexec_fn=heed)
     metrics = home / "run" / "metrics.jsonl"
     while running.poll() is None and not (metrics.exists() and metrics.read_bytes().count(b"\n") >= 2):
         time.sleep(0.02)

@@ -3,14 +3,17 @@ prefix; and nothing that ends, fails or is withdrawn leaves anything behind."""
 
 import asyncio
 import gc
+import mmap
 import weakref
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
 from mull.chat import Chat
+from mull.engine import memory
 from mull.engine.pages import PAGE
 from mull.engine.sampler import derive_seed
 from mull.errors import StopReason, UserError
@@ -488,6 +491,18 @@ def test_an_engine_that_nobody_needs_frees_its_memory_at_once():
         assert used(alone)() is None and used(cancelled)() is None
     finally:
         gc.enable()
+
+
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="reads what the system has mapped from /proc")
+def test_pages_that_were_never_used_cost_no_memory():
+    def mapped() -> int:
+        return int(Path("/proc/self/statm").read_text().split()[1]) * mmap.PAGESIZE
+
+    before = mapped()
+    made = engine(memory_bytes=1 << 30, max_sequences=1 << 14)
+    ask(made, prompts(1)[0])
+    assert made.pool.num_pages * memory.page_bytes(CONFIG, torch.float32) > 500 << 20
+    assert mapped() - before < 200 << 20
 
 
 def test_answered_strategies_ask_again_before_the_next_step():

@@ -31,8 +31,8 @@ class NativePages:
             raise ValueError(f"the kernel's vectors are 16 wide and the heads {config.head_dim}: use TorchPages")
         self.config, self.library = config, library
         shape = (config.num_layers, num_pages, config.num_kv_heads * config.head_dim * PAGE)
-        # Zeroed pages that were never touched cost no memory: the system maps them on first use.
-        self.keys, self.values = torch.zeros(shape), torch.zeros(shape)
+        # numpy's zeros are mapped on first use: pages that were never touched cost no memory. torch writes its own.
+        self.keys, self.values = (torch.from_numpy(np.zeros(shape, np.float32)) for _ in range(2))
 
     def copy(self, copies: list[tuple[int, int]]) -> None:
         """Copies pages, [(from, to), …], in one go: what is copied is what lay there before."""
