@@ -197,6 +197,39 @@ def test_advanced_settings_reach_the_server(page, shown):
     assert dict(zip(page.texts(".facts dt"), page.texts(".facts dd"), strict=True))["Seed"] == "7"
 
 
+@pytest.mark.parametrize(
+    ("call", "said"),
+    [
+        ("[3120, 8000, 950, 12345, 2500000].map(w.short).join()", "3.1k,8k,950,12.3k,2.5M"),
+        ("[0, 14.9, 125].map(w.clock).join()", "0 s,14 s,2 min 5 s"),
+        ("[0.042, 2.34, 14.2, 88].map(w.took).join()", "0.04 s,2.3 s,14 s,1 min 28 s"),
+        ("w.power(12345678)", "1.23×10⁷"),
+        (
+            "w.thinkingLine({state: 'thinking', began: 0, text: '', plan: {},"
+            " progress: {tokens: 3140, most_tokens: 8000, done: 4, branches: 16}}, 14400)",
+            "Thinking 14 s · 3.1k/8k tokens · 4/16 branches",
+        ),
+        (
+            "w.thinkingLine({state: 'done', plan: {think_tokens: 9}, result: {mull: {seconds: 14}}})",
+            "Thought for 14 seconds",
+        ),
+        (
+            "w.thinkingLine({state: 'done', plan: {think_tokens: 9}, result: {mull: {seconds: 1.2}}})",
+            "Thought for 1 second",
+        ),
+        (
+            "JSON.stringify(w.agreement({content: 'A b', mull: {votes:"
+            " [{answer: 'a  b', count: 3}, {answer: 'c', count: 1}]}}))",
+            '{"count":3,"of":4,"share":0.75}',
+        ),
+        ("w.trouble({message: 'It is busy', status: 429})", "It is busy."),
+        ("w.trouble({message: 'Gone.', status: 503})", "Gone. Nothing is wrong with the question."),
+    ],
+)
+def test_numbers_and_states_in_words(page, call, said):
+    assert page.run(f"import('./mull/assets/words.js').then((w) => {call})") == said
+
+
 @pytest.mark.parametrize("width", [360, 700, 1280])
 def test_nothing_scrolls_sideways(page, width):
     page.open(width=width, height=800)

@@ -52,12 +52,16 @@ function Thinking({ session, answer, name }) {
     setTab(id);
     setOpen(true);
   };
+  const now = () => {
+    session.answerNow(answer);
+    document.getElementById("question").focus({ preventScroll: true }); // the button will be gone
+  };
   const done = progress ? Math.min(1, progress.tokens / progress.most_tokens) : 0;
   return html`<section class="thinking" data-active=${active}>
     <div class="thinking-head">
       <button type="button" class="line" aria-expanded=${unfolded} aria-controls=${`${name}-body`} onClick=${() => setOpen(!unfolded)} disabled=${!plan}>
         <span class="pulse" aria-hidden="true"></span><span class="words">${thinkingLine(answer, performance.now())}</span><${Icon} name="down" /></button>
-      ${state === "thinking" && !answer.text && html`<button type="button" class="now" onClick=${() => session.answerNow(answer)}><${Icon} name="fast" />Answer now</button>`}
+      ${state === "thinking" && !answer.text && html`<button type="button" class="now" onClick=${now}><${Icon} name="fast" />Answer now</button>`}
     </div>
     ${active && html`<progress class="bar" max="1" value=${done} aria-label="Tokens of the budget"></progress>`}
     <div id=${`${name}-body`} class="thinking-body" hidden=${!unfolded}>

@@ -25,6 +25,10 @@ export function Composer({ session, onAsk }) {
     onAsk(text.trim());
     setText("");
   };
+  const stop = () => {
+    session.stop();
+    area.current.focus({ preventScroll: true }); // the button will be gone
+  };
   const onKey = (event) => {
     if (event.key !== "Enter" || event.shiftKey || event.isComposing) return;
     event.preventDefault();
@@ -45,7 +49,7 @@ export function Composer({ session, onAsk }) {
         <button type="button" class="tool" aria-expanded=${more} aria-controls="settings" title="Strategy, budget, seed, temperature" onClick=${() => setMore(!more)}>
           <${Icon} name="tune" /><span>Advanced</span></button>
         ${busy
-          ? html`<button type="button" class="send" key="stop" aria-label="Stop" title="Stop (Esc)" onClick=${() => session.stop()}><${Icon} name="stop" /></button>`
+          ? html`<button type="button" class="send" key="stop" aria-label="Stop" title="Stop (Esc)" onClick=${stop}><${Icon} name="stop" /></button>`
           : html`<button type="submit" class="send" key="send" aria-label="Ask" title="Ask (Enter)" disabled=${empty || !config}><${Icon} name="up" /></button>`}
       </div>
     </div>

@@ -28,6 +28,7 @@ function useSession() {
 function App() {
   const session = useSession();
   const follows = useRef(true); // whether the reader is at the end of the conversation
+  const moving = useRef(0); // until when what comes in is scrolled to: an answer's foot comes a moment after it
   useEffect(() => {
     session.open();
     const onScroll = () => (follows.current = atEnd());
@@ -40,7 +41,8 @@ function App() {
     };
   }, []);
   useEffect(() => {
-    if (follows.current && session.busy) toEnd();
+    if (session.busy) moving.current = performance.now() + 1000;
+    if (follows.current && performance.now() < moving.current) toEnd();
   });
   const ask = (text, example) => {
     follows.current = true;

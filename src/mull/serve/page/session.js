@@ -1,4 +1,4 @@
-// The conversation: turns of one question and one answer for each side, and what comes in for them. No DOM.
+// The conversation: turns of one question and one answer for each side, and what comes in for them.
 import { answerNow, ask, getJson, key, postJson, Refused } from "./api.js";
 import { agreement, clock, plural, thinkingLine } from "./words.js";
 
@@ -45,6 +45,7 @@ export class Session {
       const first = !this.config;
       Object.assign(this, { config, efforts: efforts.efforts, tasks: examples.tasks, locked: false, problem: null });
       if (first) this.sides[0].effort = efforts.default;
+      document.title = `mull · ${config.model}`;
       if (first && efforts.default === "high") this.sides[1].effort = "low";
     } catch (problem) {
       this.locked = problem.status === 401;

@@ -6,6 +6,7 @@ const ROW = 27; // pixels between siblings, at most, before any zoom
 const COLUMN = [176, 230]; // and between generations, before and after
 const PAD = { left: 16, y: 18 };
 const WORDS = [40, 150]; // room behind the last generation, at least and at most
+const LABEL = 300; // pixels of a word beside a dot, at most
 const CHARACTER = 6.75; // width of the monospaced font below
 const FONT = '11px ui-monospace, "SF Mono", Menlo, Consolas, "DejaVu Sans Mono", monospace';
 const NAMES = ["ink", "muted", "line", "panel", "accent", "score-low", "score-mid", "score-high"];
@@ -58,7 +59,7 @@ export function makeTree(canvas, onChoose) {
     const most = d3.max(nodes, (n) => n.data.tokens) || 1;
     for (const n of nodes) {
       n.r = n.id === -1 ? 5 : 3.2 + 4.6 * Math.sqrt(n.data.tokens / most);
-      n.text = n.id === -1 ? "" : n.running ? `${n.data.tokens} tokens…` : n.data.text === undefined ? plural(n.data.tokens, "token") : oneLine(n.data.text) || "(end)";
+      n.text = n.id === -1 ? "" : n.running ? `${plural(n.data.tokens, "token")}…` : n.data.text === undefined ? plural(n.data.tokens, "token") : oneLine(n.data.text) || "(end)";
     }
     const longest = d3.max(nodes, (n) => (n.x === deep ? n.text.length : 0)) * CHARACTER;
     span = { deep, top, bottom, words: Math.max(WORDS[0], Math.min(WORDS[1], longest + 26)) };
@@ -141,16 +142,31 @@ export function makeTree(canvas, onChoose) {
     context.clearRect(0, 0, width, height);
     for (const n of nodes) {
       n.radius = Math.max(1.2, Math.min(n.r, 0.42 * each));
-      const room = n.children.length ? step - n.radius - 26 : width - n.sx - n.radius - 12;
-      n.label = each >= 12 && room > 20 ? cut(n.text, Math.floor(Math.min(room, 300) / CHARACTER)) : "";
-      n.reach = n.radius + (n.label ? n.label.length * CHARACTER + 9 : 0);
-      n.seen = n.sy > -20 && n.sy < height + 20 && n.sx < width + 20 && n.sx + n.reach > -20;
+      n.label = "";
+      n.reach = n.radius;
+      n.seen = n.sy > -20 && n.sy < height + 20 && n.sx < width + 20 && n.sx > -LABEL;
     }
+    if (each >= 12) label(width, step);
     const dashes = each >= 6; // they cost, and cannot be told from lines in a crowd
     drawEdges(width, height, step, dashes);
     for (const n of nodes) if (n.seen) drawNode(n, dashes);
     context.globalAlpha = 1;
     context.setLineDash([]);
+  }
+
+  /** Words to the right of dots, as far as there is room before the next generation, or the next dot beyond it. */
+  function label(width, step) {
+    const rows = nodes.filter((n) => n.seen).sort((a, b) => a.sy - b.sy);
+    let from = 0;
+    rows.forEach((n) => {
+      let room = n.children.length ? step - n.radius - 26 : Math.min(LABEL, width - n.sx - n.radius - 12);
+      while (rows[from].sy < n.sy - 11) from++;
+      for (let i = from; i < rows.length && rows[i].sy < n.sy + 11; i++) {
+        if (rows[i].x > n.x) room = Math.min(room, rows[i].sx - rows[i].radius - n.sx - n.radius - 14);
+      }
+      n.label = room > 20 ? cut(n.text, Math.floor(room / CHARACTER)) : "";
+      if (n.label) n.reach = n.radius + n.label.length * CHARACTER + 9;
+    });
   }
 
   /** The beginning of a text, where enough of it can be shown to be worth reading. */

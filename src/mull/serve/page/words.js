@@ -4,7 +4,7 @@ const compact = new Intl.NumberFormat("en", { notation: "compact", maximumSignif
 const whole = new Intl.NumberFormat("en");
 
 /** 950 as "950", 3120 as "3.1k". */
-export const short = (n) => (n < 1000 ? String(Math.round(n)) : n < 10000 ? `${(n / 1000).toFixed(1)}k` : compact.format(n).toLowerCase().replace("m", "M").replace("b", "B"));
+export const short = (n) => (n < 1000 ? String(Math.round(n)) : n < 10000 ? `${(n / 1000).toFixed(1).replace(".0", "")}k` : compact.format(n).toLowerCase().replace("m", "M").replace("b", "B"));
 export const count = (n) => whole.format(n);
 export const plural = (n, one, many = `${one}s`) => `${count(n)} ${n === 1 ? one : many}`;
 export const percent = (share) => `${Math.round(100 * share)}%`;
