@@ -278,3 +278,15 @@ def test_the_newest_weights_are_named_beside_their_answer(browser):
         page.ask(QUESTION)
         page.ended()
         assert page.texts(".answer .column")[0] == "A low effort, weights 3"
+
+
+def test_a_strict_server_is_offered_what_it_takes(browser):
+    with serving(paced_service(0.002, params="strict_o1", effort="low")) as served:
+        page = open_page(browser, served)
+        assert page.texts(".switch span") == ["Low", "Medium", "High"]
+        page.click(".buttons button", "Advanced")
+        page.until("!!document.querySelector('.advanced')")
+        assert "Temperature" not in page.text(".advanced")
+        page.ask(QUESTION)
+        page.ended()
+        assert page.state == "done" and browser.problems == []
