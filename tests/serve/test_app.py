@@ -130,7 +130,7 @@ def test_bounds_of_numbers_are_in_the_document():
     ]
     for body in bodies:
         assert body["n"]["anyOf"][0] == {"type": "integer", "minimum": 1, "maximum": 128}
-        assert body["seed"]["anyOf"][0]["minimum"] == -(1 << 63) and body["temperature"]["anyOf"][0]["maximum"] == 2
+        assert body["seed"]["anyOf"][0] == {"type": "integer"} and body["temperature"]["anyOf"][0]["maximum"] == 2
     assert fields["Vendor"]["properties"]["samples"]["anyOf"][0]["minimum"] == 1
     assert '"ge"' not in json.dumps(document())
 

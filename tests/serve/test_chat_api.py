@@ -125,6 +125,7 @@ def test_errors_are_the_clients_own_exceptions(server):
     with pytest.raises(openai.BadRequestError) as found:
         client.chat.completions.create(model="nano", messages=messages("x" * 3000))
     assert found.value.code == "context_length_exceeded" and found.value.param == "messages"
+    assert "This model's maximum context length is 1024 tokens" in str(found.value)  # what LiteLLM looks for
     with pytest.raises(openai.BadRequestError) as found:  # a stream that cannot begin is no stream
         client.chat.completions.create(model="nano", messages=messages("x" * 3000), stream=True)
     assert found.value.code == "context_length_exceeded"

@@ -132,6 +132,12 @@ def test_text_and_its_tokens_are_continued_alike():
     prompt = "<|user|>a=3;b=a+4;b?<|end|><|assistant|><think>"
     text = complete(prompt=prompt, seed=4, max_tokens=40)
     ids = complete(prompt=chat.encode_written(prompt), seed=4, max_tokens=40)
+    assert (
+        complete(prompt=[float(i) for i in chat.encode_written(prompt)], seed=4.0, max_tokens=40)["choices"]
+        == (
+            ids["choices"]  # JSON knows no difference
+        )
+    )
     assert text["choices"] == ids["choices"] and text["usage"]["prompt_tokens"] == len(chat.encode_written(prompt))
     assert len(chat.encode_written(prompt)) < len(chat.encode(prompt))  # control tokens count as such
     assert "</think>" in text["choices"][0]["text"] and "<|end|>" not in text["choices"][0]["text"]
@@ -146,6 +152,8 @@ def test_several_prompts_with_several_choices_each():
     assert body["usage"]["completion_tokens"] <= 48 and body["usage"]["prompt_tokens"] == 6
     alone = complete(prompt="a=1;", n=3, max_tokens=8, seed=1)
     assert [c["text"] for c in alone["choices"]] == [c["text"] for c in body["choices"][:3]]
+    far = [complete(prompt="a=1;", n=3, max_tokens=8, seed=1 << 63 | seed)["choices"] for seed in (0, 0, 1)]
+    assert far[0] == far[1] != far[2]  # any whole number is a seed
 
 
 @pytest.mark.parametrize(

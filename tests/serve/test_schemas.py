@@ -49,6 +49,8 @@ U = {"role": "user", "content": "x"}
         ([{"role": "assistant", "tool_calls": {}}], "messages[0].tool_calls", "invalid_type"),
         ([{"role": "assistant", "tool_calls": [{}] * 129}], "messages[0].tool_calls", "invalid_type"),
         ([{"role": "assistant", "tool_calls": [{"id": "x"}]}], "messages[0].tool_calls[0].function", "invalid_type"),
+        ([{"role": "assistant", "tool_calls": [{"type": {}, "function": {"name": "f", "arguments": ""}}]}],
+         "messages[0].tool_calls[0].type", "invalid_value"),
         ([{"role": "assistant", "tool_calls": [{"function": {"name": "f", "arguments": {}}}]}],
          "messages[0].tool_calls[0].function.arguments", "invalid_type"),
     ],
@@ -103,7 +105,7 @@ def test_stop_strings():
         ("top_p", [-0.1, 1.1], "invalid_value"),
         ("n", [0, -1, 129, 10**30], "invalid_value"),
         ("n", ["1", True, 1.5], "invalid_type"),
-        ("seed", [1 << 63, -(1 << 63) - 1], "invalid_value"),
+        ("seed", [1.5, "1", True, []], "invalid_type"),
         ("max_tokens", [0, -1, 1 << 40], "invalid_value"),
         ("max_completion_tokens", [0, -1, 1 << 40], "invalid_value"),
         ("thinking_token_budget", [-1, 1 << 40], "invalid_value"),
@@ -116,6 +118,8 @@ def test_stop_strings():
         ("user", [5, {}], "invalid_type"),
         ("metadata", [5, []], "invalid_type"),
         ("tools", [{}, "x"], "invalid_type"),
+        ("tool_choice", [5, [], True], "invalid_type"),
+        ("function_call", [5, [], True], "invalid_type"),
     ],
 )
 def test_a_value_that_a_field_cannot_have(field, values, code):

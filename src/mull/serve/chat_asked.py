@@ -9,12 +9,23 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, WithJsonSchema
+from pydantic import BeforeValidator, Field, WithJsonSchema
+from pydantic_core import PydanticCustomError
 
 from mull.serve.errors import ApiError, invalid
 from mull.serve.plan import WORDS, Wish
 from mull.serve.schemas import MESSAGES, WHOLE, Budget, Effort, Form, Request, Tokens, Vendor, said, stops
 from mull.serve.settings import Settings
+
+
+def _choice(value: Any) -> Any:
+    if not isinstance(value, str | dict):
+        raise PydanticCustomError("choice_type", "input should be a string or an object")
+    return value
+
+
+# A plain union would name its branches in errors, as if they were parameters.
+Choice = Annotated[Any, BeforeValidator(_choice), WithJsonSchema({"anyOf": [{"type": "string"}, {"type": "object"}]})]
 
 
 class Reasoning(Form):
@@ -53,9 +64,9 @@ class ChatRequest(Request):
     top_logprobs: Annotated[int, Field(ge=0, le=20), WHOLE] | None = None
     parallel_tool_calls: bool | None = None
     tools: list[dict[str, Any]] | None = None
-    tool_choice: str | dict[str, Any] | None = None
+    tool_choice: Choice | None = None
     functions: list[dict[str, Any]] | None = None
-    function_call: str | dict[str, Any] | None = None
+    function_call: Choice | None = None
     response_format: dict[str, Any] | None = None
     modalities: list[str] | None = None
 

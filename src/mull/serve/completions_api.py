@@ -31,8 +31,8 @@ from mull.serve.errors import ApiError, invalid
 from mull.serve.job import until
 from mull.serve.limits import read_json, request_id
 from mull.serve.logprobs import described, readable, scored
-from mull.serve.schemas import MOST_TOKENS, STOPS, WHOLE, Budget, Request, checked, document, served, stops
-from mull.serve.service import LONG, Service
+from mull.serve.schemas import MOST_TOKENS, STOPS, WHOLE, Budget, Request, checked, document, served, stops, whole
+from mull.serve.service import LONG, Service, too_long
 from mull.serve.shapes import POSTED, TextCompletion, errors, streams, usage
 from mull.serve.sse import DONE, frame, streamed, while_there
 from mull.types import Completion, SamplingParams
@@ -179,8 +179,7 @@ class Call:
         if not ids:
             raise invalid(f"Invalid '{where}': it has no tokens.", where, "invalid_value")
         if tools.context and len(ids) + (self.most > 0) > tools.context:
-            message = f"The prompt has {len(ids)} tokens and the model's context is {tools.context}: shorten it."
-            raise invalid(message, where, "context_length_exceeded")
+            raise invalid(too_long(len(ids), tools.context), where, "context_length_exceeded")
         if self._hidden and _inside_thought(chat, ids):
             message = f"The prompt ends inside a thought, and this server shows none: close it with {CLOSE}."
             raise invalid(message, where, "thoughts_hidden")
@@ -308,6 +307,7 @@ def _prompts(prompt: Any) -> list[str | list[int]]:
     for at, one in enumerate(found):
         where = f"prompt[{at}]" if found is prompt else "prompt"
         if isinstance(one, list):
+            one[:] = map(whole, one)
             if not all(isinstance(i, int) and not isinstance(i, bool) for i in one):
                 raise invalid(f"Invalid type for '{where}': expected token ids.", where, "invalid_type")
         elif not isinstance(one, str):

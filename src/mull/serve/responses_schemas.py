@@ -64,7 +64,10 @@ ITEMS: dict[str, Any] = {
         {
             "type": "object",
             "required": ["type", "id"],
-            "properties": {"type": {"const": "item_reference"}, "id": {"type": "string"}},
+            "properties": {
+                "type": {"const": "item_reference"},
+                "id": {"type": "string", "minLength": 1, "maxLength": ID},
+            },
             "description": "An item of a stored response.",
         },
     ]

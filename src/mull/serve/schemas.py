@@ -19,16 +19,16 @@ STOPS, STOP_CHARACTERS = 16, 256  # OpenAI takes 4; evaluations bring more
 CALLS = 128  # tools that one message called
 
 
-def _whole(value: Any) -> Any:
+def whole(value: Any) -> Any:
     """JSON has one kind of number: 3.0 is a whole one."""
     return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
-WHOLE = BeforeValidator(_whole)  # behind the bounds of its number, which would not be in the JSON schema otherwise
+WHOLE = BeforeValidator(whole)  # behind the bounds of its number, which would not be in the JSON schema otherwise
 Tokens = Annotated[int, Field(ge=1, le=MOST_TOKENS), WHOLE]
 Budget = Annotated[int, Field(ge=0, le=MOST_TOKENS), WHOLE]
 Penalty = Annotated[float, Field(ge=-2, le=2)]
-Seed = Annotated[int, Field(ge=-(1 << 63), le=(1 << 63) - 1), WHOLE]
+Seed = Annotated[int, WHOLE]  # any: bounds of 64 bits would be rounded in the document, where numbers are floats
 Effort = Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"]
 Stop = Annotated[
     Any,
@@ -260,6 +260,8 @@ def _calls(calls: Any, where: str) -> list[dict[str, Any]]:
         function = call.get("function") if isinstance(call, dict) else None
         if not isinstance(function, dict):
             raise invalid(f"Invalid type for '{at}': expected an object.", at, "invalid_type")
+        if call.get("type") not in (None, "function"):
+            raise invalid(f"Invalid '{where}[{j}].type': expected 'function'.", f"{where}[{j}].type", "invalid_value")
         for key in ("name", "arguments"):
             if not isinstance(function.get(key), str):
                 raise invalid(f"Invalid type for '{at}.{key}': expected a string.", f"{at}.{key}", "invalid_type")

@@ -203,8 +203,7 @@ class Service:
 
     def _refuse_longer(self, prompt: int, tools: Opened) -> None:
         if (tools.context or 1 << 20) - prompt < 2:
-            message = f"The prompt has {prompt} tokens and the model's context is {tools.context}: shorten it."
-            raise ApiError(400, message, param="messages", code="context_length_exceeded")
+            raise ApiError(400, too_long(prompt, tools.context), param="messages", code="context_length_exceeded")
 
     def _refuse_unknown(self, made: Plan) -> None:
         from mull.search.named import named
@@ -237,6 +236,11 @@ class Service:
 def asked(wish: Wish) -> Question:
     text = str(wish.messages[-1].get("content") or "") if wish.messages else ""
     return Question("request", "free", text, messages=wish.messages)
+
+
+def too_long(prompt: int, context: int | None) -> str:
+    """Of tokens. OpenAI's words, by which LiteLLM and others find out that another model may do."""
+    return f"This model's maximum context length is {context} tokens, and the prompt has {prompt}: shorten it."
 
 
 def is_plain(wish: Wish) -> bool:
