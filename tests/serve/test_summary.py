@@ -44,6 +44,7 @@ def test_titles_say_where_a_thought_checks_or_turns_back():
     assert told("b = 9\nno, b = 8")[0].title == "Reconsidering: b = 9"
     assert told("**Plan** the `sum`")[0].title == "Plan the sum"
     assert told("- 3 + 4")[0].title == "- 3 + 4"  # a sum is no list
+    assert told("(1+14)*5")[0].title == "(1+14)*5"
 
 
 def test_of_many_branches_agreement_is_told_and_then_the_thought_that_won():

@@ -20,7 +20,7 @@ FIRST, EQUAL = 4, 2  # lines of the first groups, and how many groups have the s
 TITLE, TEXT = 60, 240  # characters
 _CHECK = re.compile(r"\b(check|verif\w+|confirm\w*|double-check|test)\b", re.I)
 _BACK = re.compile(r"\b(wait|back|wrong|mistake|instead|actually|no)\b", re.I)
-_MARKS = re.compile(r"^[\s#>*\-\d.)]*(?=[^\W\d_]{3})|[*`_]{1,3}")
+_MARKS = re.compile(r"^[\s#>*\-\d.)]*(?=[^\W\d_]{3})|\*\*|`{1,3}")
 
 
 @dataclass(frozen=True)
