@@ -275,6 +275,20 @@ def test_ctrl_c_answers_now_and_twice_it_stops_and_the_conversation_goes_on(caps
     assert out == ["4", "4"] and any("answered early" in line for line in err) and "(stopped)" in err
 
 
+def test_ctrl_c_at_the_moment_that_thinking_is_shown_answers_now():
+    service = slow(thinking("t\n", "4"), 1.0)
+    with talking(local(service)) as talks:
+        begin = talks.screen.begin
+
+        def shown_and_pressed() -> None:
+            begin()
+            signal.raise_signal(signal.SIGINT)
+
+        talks.screen.begin = shown_and_pressed  # type: ignore[method-assign]
+        talks.talk.take("one?")
+        assert talks.talk.last is not None and talks.talk.last.statistics["early"] == "asked"
+
+
 def test_a_pipe_that_is_interrupted_ends(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(sys, "stdin", io.StringIO("one?\ntwo?\n"))
     threading.Timer(0.5, lambda: signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)).start()

@@ -51,6 +51,8 @@ U = {"role": "user", "content": "x"}
         ([{"role": "assistant", "tool_calls": [{"id": "x"}]}], "messages[0].tool_calls[0].function", "invalid_type"),
         ([{"role": "assistant", "tool_calls": [{"type": {}, "function": {"name": "f", "arguments": ""}}]}],
          "messages[0].tool_calls[0].type", "invalid_value"),
+        ([{"role": "assistant", "tool_calls": [{"id": 5, "function": {"name": "f", "arguments": ""}}]}],
+         "messages[0].tool_calls[0].id", "invalid_type"),
         ([{"role": "assistant", "tool_calls": [{"function": {"name": "f", "arguments": {}}}]}],
          "messages[0].tool_calls[0].function.arguments", "invalid_type"),
     ],

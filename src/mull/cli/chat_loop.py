@@ -131,7 +131,6 @@ class Talk:
     async def _ask(self, question: str) -> None:
         self.messages.append({"role": "user", "content": question})
         self.turn += 1
-        self.screen.begin()
         work, hurry, answer = asyncio.ensure_future(self._told()), None, None
 
         async def answer_now() -> None:
@@ -148,6 +147,7 @@ class Talk:
 
         problem = ""
         with on_interrupt(interrupt) if self.typed else contextlib.nullcontext():
+            self.screen.begin()  # in here: who sees that it thinks may press Ctrl-C at once
             try:
                 answer = await work
             except asyncio.CancelledError:

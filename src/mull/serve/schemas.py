@@ -51,8 +51,8 @@ _CALL = {
     "type": "object",
     "required": ["function"],
     "properties": {
-        "id": {"type": "string"},
-        "type": {"const": "function"},
+        "id": {"type": ["string", "null"]},
+        "type": {"enum": ["function", None]},
         "function": {
             "type": "object",
             "required": ["name", "arguments"],
@@ -262,6 +262,8 @@ def _calls(calls: Any, where: str) -> list[dict[str, Any]]:
             raise invalid(f"Invalid type for '{at}': expected an object.", at, "invalid_type")
         if call.get("type") not in (None, "function"):
             raise invalid(f"Invalid '{where}[{j}].type': expected 'function'.", f"{where}[{j}].type", "invalid_value")
+        if not isinstance(call.get("id"), str | None):
+            raise invalid(f"Invalid type for '{where}[{j}].id': expected a string.", f"{where}[{j}].id", "invalid_type")
         for key in ("name", "arguments"):
             if not isinstance(function.get(key), str):
                 raise invalid(f"Invalid type for '{at}.{key}': expected a string.", f"{at}.{key}", "invalid_type")
