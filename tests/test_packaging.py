@@ -92,6 +92,7 @@ def test_the_wheel_holds_the_model_and_the_report_assets(tmp_path: Path):
         "mull/nano/planted/tokenizer.json",
         "mull/nano/planted.log",  # a kind of file that git ignores
         "mull/evals/assets/planted.min.js",
+        "mull/serve/page/planted.log",
     ]
     for name in planted:
         (tree / "src" / name).parent.mkdir(parents=True, exist_ok=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import doctest
 import hashlib
 import time
 from pathlib import Path
@@ -122,5 +123,31 @@ def test_a_large_body_without_a_key_is_not_even_read(keys):
     made = nano_service(keys=keys, body_seconds=5)
     with serving(made) as server, server.connect() as line:
         start = time.monotonic()
-        line.sendall(b"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Length: 1000\r\n\r\n")
+        line.sendall(b"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1000\r\n\r\n")
         assert line.recv(100).startswith(b"HTTP/1.1 401") and time.monotonic() - start < 4
+
+
+@pytest.mark.parametrize(
+    "host, status",
+    [
+        ("localhost", 200), ("LOCALHOST:8000", 200), ("127.0.0.1:8000", 200), ("[::1]:8000", 200), ("a.localhost", 200),
+        ("evil.example", 403), ("127.0.0.1.evil.example:8000", 403), ("localhost.evil.example", 403), ("10.0.0.1", 403),
+        ("", 403), ("[::1", 403), ("\xff", 403),
+    ],
+)  # fmt: skip
+def test_without_keys_this_machine_answers_to_its_own_names_alone(host: str, status: int):
+    headers = {"host": host.encode("latin-1")}
+    got, _, body = call(nano_service(), "GET", "/v1/models", headers=headers)
+    assert got == status
+    if status == 403:
+        assert body["error"]["code"] == "host_not_allowed"
+
+
+def test_with_keys_or_another_address_any_name_will_do(keys):
+    headers = {"host": "mull.example"}
+    assert call(nano_service(keys=keys), "GET", "/v1/models", headers={**headers, **GOOD})[0] == 200
+    assert call(nano_service(host="0.0.0.0"), "GET", "/v1/models", headers=headers)[0] == 200
+
+
+def test_doctests():
+    assert doctest.testmod(auth).failed == 0

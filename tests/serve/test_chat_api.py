@@ -288,7 +288,7 @@ def test_a_client_that_leaves_takes_its_work_along(stream):
         body = json.dumps(ask(stream=stream, mull={"strategy": "vote", "samples": 16})).encode()
         with server.connect() as line:
             line.sendall(
-                b"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+                b"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
                 b"Content-Length: %d\r\n\r\n%s" % (len(body), body)
             )
             until(lambda: made.jobs and next(iter(made.jobs.values())).live.sampled > 20)

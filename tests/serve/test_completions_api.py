@@ -330,7 +330,7 @@ def test_a_client_that_leaves_takes_its_work_along(stream):
     with serving(made) as server:
         with server.connect() as line:
             line.sendall(
-                b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+                b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
                 b"Content-Length: %d\r\n\r\n%s" % (len(body), body)
             )
             until(lambda: made.tools.sampler.schedule.busy)

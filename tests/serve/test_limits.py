@@ -113,7 +113,7 @@ def answer(line):
     return int(head.split()[1]), json.loads(body)
 
 
-HEAD = b"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+HEAD = b"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
 
 
 def test_a_declared_length_is_refused_before_the_body_comes():

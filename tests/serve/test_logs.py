@@ -37,7 +37,7 @@ def lines(stream: io.StringIO) -> list[dict]:
 
 def client(app: FastAPI, prompts: bool = False) -> httpx2.AsyncClient:
     transport = httpx2.ASGITransport(logs.Logged(app, prompts), raise_app_exceptions=False)
-    return httpx2.AsyncClient(transport=transport, base_url="http://test", timeout=60)
+    return httpx2.AsyncClient(transport=transport, base_url="http://localhost", timeout=60)
 
 
 def send(service: Service, body, path: str = "/v1/chat/completions", prompts: bool = False, **more):
@@ -139,7 +139,7 @@ def test_a_client_that_leaves_its_stream_is_told_of(stderr: io.StringIO):
     """Raw ASGI: the client sends its body, reads two pieces and hangs up."""
     service = nano_service(think_tokens=600)
     body = json.dumps(ask(SECRET, stream=True, reasoning_effort="high")).encode()
-    headers = [(b"content-type", b"application/json"), (b"host", b"test")]
+    headers = [(b"content-type", b"application/json"), (b"host", b"localhost")]
     scope = {"type": "http", "method": "POST", "path": "/v1/chat/completions", "headers": headers, "query_string": b""}
     scope |= {"http_version": "1.1", "scheme": "http", "raw_path": b"/v1/chat/completions", "asgi": {"version": "3.0"}}
 

@@ -19,8 +19,9 @@ import uvicorn
 
 from mull.errors import UserError
 from mull.serve import main
+from mull.serve.auth import is_loopback
 from mull.serve.job import answered
-from mull.serve.main import Door, address_of, bound, drain, is_loopback, sweep
+from mull.serve.main import Door, address_of, bound, drain, sweep
 from mull.serve.plan import Wish
 from mull.serve.settings import Settings
 from tests.serve.tools import QUESTION, events, idle, nano_service
@@ -79,7 +80,7 @@ def test_a_warning_where_others_can_come_in_without_a_key(host, keys, warned, tm
 def test_the_door_says_503_until_there_is_an_app():
     async def run():
         door = Door()
-        async with httpx2.AsyncClient(transport=httpx2.ASGITransport(door), base_url="http://test") as http:
+        async with httpx2.AsyncClient(transport=httpx2.ASGITransport(door), base_url="http://localhost") as http:
             first = await http.get("/health")
 
             async def app(scope, receive, send):
@@ -180,7 +181,7 @@ def test_connections_that_never_end_their_head_are_closed_and_no_others():
         server.capture_signals = contextlib.nullcontext  # type: ignore[method-assign]
         serving = asyncio.ensure_future(server.serve([listener]))
         sweeping = asyncio.ensure_future(sweep(server, seconds=0.5, tick=0.05))
-        head = b"GET / HTTP/1.1\r\nHost: x\r\n"
+        head = b"GET / HTTP/1.1\r\nHost: localhost\r\n"
         silent, half, whole, second = await asyncio.gather(
             talk(port, b""), talk(port, head), talk(port, head + b"\r\n"), talk(port, head + b"\r\n", head)
         )
@@ -289,7 +290,7 @@ def test_a_second_signal_ends_the_process_at_once(tmp_path: Path):
     with served(tmp_path, "-o", "drain_seconds=600", "-o", "think_tokens=900") as server:
         port = int(server.url.rpartition(":")[2])
         body = json.dumps(SLOW | {"stream": True}).encode()
-        head = f"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Length: {len(body)}\r\n"
+        head = f"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(body)}\r\n"
         with socket.create_connection(("127.0.0.1", port), timeout=60) as client:
             client.sendall(head.encode() + b"Content-Type: application/json\r\n\r\n" + body)
             assert client.recv(100)

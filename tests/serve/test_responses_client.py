@@ -154,7 +154,7 @@ def test_a_client_that_leaves_takes_its_work_along_and_nothing_is_stored(stream,
         body = json.dumps({"input": QUESTION, "stream": stream, "mull": {"strategy": "vote", "samples": 16}}).encode()
         with server.connect() as line:
             line.sendall(
-                b"POST /v1/responses HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+                b"POST /v1/responses HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
                 b"Content-Length: %d\r\n\r\n%s" % (len(body), body)
             )
             until(lambda: service.jobs and next(iter(service.jobs.values())).live.sampled > 20)

@@ -385,7 +385,7 @@ def test_who_hangs_up_is_gone_at_once_whether_waiting_or_served(stream: bool):
     service = nano_service(max_sequences=16, think_tokens=900)
     endless = {"strategy": "wait:waits=100", "samples": 64}
     body = json.dumps(ask(reasoning_effort="high", stream=stream, mull=endless)).encode()
-    head = f"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Length: {len(body)}\r\n"
+    head = f"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(body)}\r\n"
     request = head.encode() + b"Content-Type: application/json\r\n\r\n" + body
 
     def sampled() -> int:

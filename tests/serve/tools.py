@@ -109,7 +109,7 @@ def calls(service: Service, requests: list[tuple[str, str, dict[str, Any]]]) -> 
 
     async def all_of_them():
         transport = httpx2.ASGITransport(app_of(service), raise_app_exceptions=False)
-        async with httpx2.AsyncClient(transport=transport, base_url="http://test", timeout=120) as client:
+        async with httpx2.AsyncClient(transport=transport, base_url="http://localhost", timeout=120) as client:
             return await asyncio.gather(*[one(client, *request) for request in requests])
 
     return asyncio.run(all_of_them())

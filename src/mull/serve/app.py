@@ -19,7 +19,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from mull import __version__
 from mull.serve import chat_api, completions_api, models_api, operator_api, page_api, responses_api
-from mull.serve.auth import Keys, read_keys
+from mull.serve.auth import Keys, Near, is_loopback, read_keys
 from mull.serve.errors import ApiError, broken, invalid
 from mull.serve.limits import Bodies, problem_response
 from mull.serve.schemas import path
@@ -44,6 +44,8 @@ def make_app(service: Service) -> FastAPI:
     app.add_middleware(Bodies, most_bytes=s.max_body, seconds=s.body_seconds)
     if keys:
         app.add_middleware(Keys, keys=keys)
+    elif is_loopback(s.host):
+        app.add_middleware(Near)
     if s.origins:
         app.add_middleware(
             CORSMiddleware,

@@ -1,9 +1,14 @@
-"""API keys: kept as SHA-256, compared in constant time, asked for on every route but the public ones."""
+"""Who may ask: API keys, kept as SHA-256 and compared in constant time, on every route but the public ones.
+
+Without keys, only those who came to this machine by a name of its own.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import hmac
+import ipaddress
+import re
 from pathlib import Path
 
 from fastapi import Request
@@ -61,3 +66,36 @@ class Keys:
             problem = ApiError(401, message)
         problem.headers["WWW-Authenticate"] = "Bearer"
         await problem_response(problem)(scope, receive, send)
+
+
+class Near:
+    """ASGI middleware for a loopback address without keys: 403 where the header Host names another machine.
+
+    A web page whose name its owner points to 127.0.0.1 (DNS rebinding) has its visitor's browser ask here, and may read
+    the answers, as they are of its own origin. Its name is all that gives it away.
+    """
+
+    def __init__(self, app: ASGIApp):
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http":
+            named = next((v.decode("latin-1") for k, v in scope["headers"] if k == b"host"), "localhost")
+            if not is_loopback(re.sub(r":\d*$", "", named).strip("[]").lower()):
+                message = (
+                    f"This server asks for no API key and answers on its own machine only, not as {named[:100]!r}."
+                )
+                problem = ApiError(403, message, code="host_not_allowed")
+                return await problem_response(problem)(scope, receive, send)
+        await self.app(scope, receive, send)
+
+
+def is_loopback(host: str) -> bool:
+    """
+    >>> [is_loopback(host) for host in ("127.0.0.1", "::1", "localhost", "0.0.0.0", "127.0.0.1.example.com")]
+    [True, True, True, False, False]
+    """
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost" or host.endswith(".localhost")

@@ -109,7 +109,7 @@ class Live:
     # --------------------------------------------------------------------------------------- taking notes
 
     def begin(self, prefix: Sequence[int], n: int) -> list[Branch]:
-        inside = prefix[len(self.prompt) :]
+        inside = self._inside(prefix)
         parent, answering = self.find(prefix), self._closed(inside)
         made = [Branch(parent, answering) for _ in range(n)]
         if answering:
@@ -150,7 +150,7 @@ class Live:
             for token in completion.tokens[completion.forced :]:
                 self.token(branch, token)
         known = [*prefix]
-        if self._closed(prefix[len(self.prompt) :]):
+        if self._closed(self._inside(prefix)):
             ends, last = [len(completion.tokens)], True
         else:
             ends, last = chain_ends(self.chat, completion.tokens)
@@ -215,7 +215,7 @@ class Live:
         """The longest unfinished thought as it stands, tokens behind the prompt: what an answer can be forced from."""
         best: list[int] = []
         for key, at in self._known.items():
-            if at < 0 or self.steps[at].answer:
+            if at < 0 or self.steps[at].answer or not key.startswith(_key(self.prompt)):
                 continue
             tokens = np.frombuffer(key, np.int32)[len(self.prompt) :].tolist()
             if len(tokens) > len(best) and not self._closed(tokens):
@@ -226,6 +226,16 @@ class Live:
         return best
 
     # ------------------------------------------------------------------------------------------- inside
+
+    def _inside(self, prefix: Sequence[int]) -> Sequence[int]:
+        """What the model has written since it was last asked. A strategy may have added turns, with thoughts."""
+        asked = len(self.prompt)
+        ours = tuple(prefix[:asked]) == self.prompt
+        inside, tag = prefix[asked:] if ours else prefix, tuple(self.chat.think_open)
+        for i in range(len(inside) - len(tag), -1, -1):
+            if tuple(inside[i : i + len(tag)]) == tag:
+                return inside[i + len(tag) :]
+        return inside if ours else ()
 
     def _closed(self, inside: Sequence[int]) -> bool:
         return thought_end(self.chat, inside) is not None

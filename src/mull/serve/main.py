@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import ipaddress
 import json
 import logging
 import os
@@ -43,6 +42,7 @@ def serve(settings: Settings) -> None:
         except ImportError:
             raise MissingExtra(package.replace("_", "-"), "serve", "mull serve") from None
     from mull.serve import logs
+    from mull.serve.auth import is_loopback
 
     logs.setup(settings.log_prompts)
     listener = bound(settings.host, settings.port)
@@ -83,13 +83,6 @@ def bound(host: str, port: int) -> socket.socket:
         raise UserError(f"nothing can listen at {host}, port {port}: {problem.strerror}") from None
     listener.setblocking(False)
     return listener
-
-
-def is_loopback(host: str) -> bool:
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
 
 
 def address_of(listener: socket.socket) -> str:
