@@ -127,7 +127,7 @@ def test_an_answer_that_is_being_said_is_not_taken_back():
 
     async def run():
         one, said = job(made, LOW), ""
-        async with aclosing(follow(one, tick=0.001, gather=0.0)) as stream:
+        async with aclosing(follow(one, tick=0.001)) as stream:
             async for event in stream:
                 if isinstance(event, Delta):
                     said += event.text
@@ -150,7 +150,7 @@ def test_leaving_withdraws_everything_at_once():
 
     async def run(events: int):
         one = job(made, replace(HIGH, strategy="beam:expand=2", samples=16))
-        async with aclosing(follow(one, tick=0.001, gather=0.0)) as stream:
+        async with aclosing(follow(one, tick=0.001)) as stream:
             seen = 0
             async for _ in stream:
                 seen += 1
@@ -181,7 +181,8 @@ def test_cancelling_the_caller_withdraws_everything():
 
 
 async def events_of(one: Job) -> list:
-    async with aclosing(follow(one, tick=0.002, gather=0.0)) as stream:
+    one.gather = lambda: 0.0
+    async with aclosing(follow(one, tick=0.002)) as stream:
         return [event async for event in stream]
 
 
@@ -201,6 +202,22 @@ def test_what_is_streamed_is_what_is_returned(plan):
         kinds = [type(e) for e in events if isinstance(e, Section | Delta)]
         assert kinds == sorted(kinds, key=lambda k: k is Delta), "the summary comes before the answer"
         assert bool(result.summary) == bool(result.thought or not plan.single)
+
+
+def test_the_first_text_comes_with_the_first_token_and_later_text_is_gathered():
+    made = tools()
+
+    async def run() -> list[tuple[int, str]]:
+        one, found = job(made, LOW, seed=1, gather=lambda: 60.0), []
+        async with aclosing(follow(one)) as stream:
+            async for event in stream:
+                if isinstance(event, Thought | Delta):
+                    found.append((one.live.sampled, event.text))
+        return found
+
+    (first, text), *later = asyncio.run(run())
+    assert first == 1 and text
+    assert len(later) <= 2  # the rest of the thought, and the answer: the end is not waited for
 
 
 def test_the_same_seed_gives_the_same_answer_alone_and_among_others():

@@ -71,7 +71,7 @@ def test_tokens_of_a_job_that_was_left_are_counted_as_wasted():
 
     async def run():
         async with service.job(HIGH, "a") as job:
-            async with aclosing(follow(job, tick=0.001, gather=0.001)) as events:
+            async with aclosing(follow(job, tick=0.001)) as events:
                 async for _ in events:
                     if job.live.sampled > 40:
                         break
@@ -406,3 +406,19 @@ def test_who_hangs_up_is_gone_at_once_whether_waiting_or_served(stream: bool):
         clients[2].close()
         until(lambda: empty(service) and idle(service), 60)
         assert counted(service, "cancelled_total") == 2
+
+
+def test_the_more_is_streamed_the_larger_are_its_pieces():
+    service = nano_service()
+
+    async def run() -> list[float]:
+        found = []
+        async with service.job(LOW, "a") as first:
+            found.append(first.gather())
+            for i in range(1, 400):
+                service.jobs[f"b{i}"] = first
+                found.append(first.gather())
+        return found
+
+    alone, *more = asyncio.run(run())
+    assert alone == 0.03 and more == sorted(more) and more[62] == 0.128 and more[-1] == 0.25

@@ -37,6 +37,8 @@ _NO_SAMPLING = SamplingParams(max_tokens=1)  # stands in a reading's slot; nothi
 # Turns of the event loop at the start and after answers, so that strategies, and what waits for those, can ask for more
 # before the next step: a task that awaited a sample needs one turn, each `gather` around it two more.
 _TURNS = 6
+# After a step of which somebody is told (`watch`), so that a streamed token is on its way before the next is drawn.
+_TOLD = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -257,7 +259,7 @@ class LocalEngine:
                     await asyncio.sleep(0)
                 if not self.schedule.busy:
                     return
-                turns = 1
+                turns = _TOLD if self.schedule.live.any() else 1
                 for request, result in self._step():
                     call = request.call
                     call.results[request.index] = result

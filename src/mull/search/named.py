@@ -134,6 +134,7 @@ def named(text: str) -> Named:
     return Named(text, name, options)
 
 
+@functools.lru_cache
 def options_of(name: str) -> dict[str, inspect.Parameter]:
     """The plain options of a strategy, with their types and defaults."""
     function, fixed, _ = STRATEGIES[name]

@@ -230,6 +230,11 @@ def together(results: Sequence[Result]) -> dict[str, Any]:
 
 async def merged(streams: Sequence[AsyncGenerator[Any]]) -> AsyncGenerator[tuple[int, Any]]:
     """(which, event) of several generators as they come. The first failure ends all of them."""
+    if len(streams) == 1:
+        async with aclosing(streams[0]) as alone:
+            async for event in alone:
+                yield 0, event
+        return
     queue: asyncio.Queue[tuple[int, Any]] = asyncio.Queue()
 
     async def draw(i: int, stream: AsyncGenerator[Any]) -> None:

@@ -12,9 +12,10 @@ answer is chosen from what there is, or forced from the longest thought.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 from collections import Counter
-from collections.abc import AsyncGenerator, Iterable
+from collections.abc import AsyncGenerator, Callable, Iterable
 from contextlib import aclosing
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
@@ -35,6 +36,7 @@ from mull.serve.summary import Section, Summary
 from mull.types import Question, SamplingParams, SpanKind, Trace
 
 GRACE = 10.0  # seconds that a forced answer may take when time is up
+GATHER = 0.03  # seconds between two pieces of a text that is streamed
 Early = Literal["", "asked", "time", "lost"]
 
 
@@ -114,9 +116,10 @@ class Job:
         stop: tuple[str, ...] = (),
         calibration: str = "",
         most_seconds: float | None = None,
+        gather: Callable[[], float] = lambda: GATHER,
     ):
         self.question, self.plan, self.tools, self.seed, self.stop = question, plan, tools, seed, stop
-        self.calibration, self.most_seconds = calibration, most_seconds
+        self.calibration, self.most_seconds, self.gather = calibration, most_seconds, gather
         self.live = Live(tools.chat, tools.chat.prompt(question.asked), plan.most_tokens)
         self.result: Result | None = None  # once there is one, for who looks after a job but does not follow it
         self._now = asyncio.Event()
@@ -257,10 +260,11 @@ async def _cancelled(*tasks: asyncio.Future) -> None:
 # ------------------------------------------------------------------------------------------------ following
 
 
-async def follow(job: Job, tick: float = 0.5, gather: float = 0.03) -> AsyncGenerator[Event]:
-    """The events of a job: a `Progress` every `tick` seconds or sooner, text at most every `gather` seconds (the first
-    at once), the `Result` last. Closing the iterator (`contextlib.aclosing`) withdraws the job."""
-    work = asyncio.ensure_future(job.run())
+async def follow(job: Job, tick: float = 0.5) -> AsyncGenerator[Event]:
+    """The events of a job: a `Progress` every `tick` seconds or sooner, text at most every `job.gather()` seconds (the
+    first at once), the `Result` last. Closing the iterator (`contextlib.aclosing`) withdraws the job."""
+    work, over, changed = asyncio.ensure_future(job.run()), asyncio.Event(), job.live.changed
+    work.add_done_callback(lambda _: (over.set(), changed.set()))
     spoken, thought, summary = Spoken(job.tools.chat, job.stop), _Thinker(job), Summary(job.plan)
     told: list[Section] = []
 
@@ -270,18 +274,18 @@ async def follow(job: Job, tick: float = 0.5, gather: float = 0.03) -> AsyncGene
             yield section
 
     try:
-        last = -tick
+        last, told_any = -tick, not job.plan.single
         while not work.done():
-            job.live.changed.clear()
-            change = asyncio.ensure_future(job.live.changed.wait())
-            await asyncio.wait({work, change}, timeout=tick, return_when=asyncio.FIRST_COMPLETED)
-            change.cancel()
+            changed.clear()
+            await _set(changed, tick)
             if job.plan.single:
                 if text := thought.read():
+                    told_any = True
                     yield Thought(text)
                     for section in tell(summary.push(text)):
                         yield section
                 if text := spoken.read(job.live):
+                    told_any = True
                     for section in tell(summary.rest("", ())):
                         yield section
                     yield Delta(text)
@@ -291,8 +295,8 @@ async def follow(job: Job, tick: float = 0.5, gather: float = 0.03) -> AsyncGene
                 if not job.plan.single:
                     for section in tell(summary.branches(job.live)):
                         yield section
-            if not work.done():
-                await asyncio.wait({work}, timeout=gather)
+            if told_any and not work.done():
+                await _set(over, job.gather())
         result = work.result()
         if job.plan.single and (text := thought.read()):
             yield Thought(text)
@@ -306,6 +310,13 @@ async def follow(job: Job, tick: float = 0.5, gather: float = 0.03) -> AsyncGene
         yield result
     finally:
         await _cancelled(work)
+
+
+async def _set(event: asyncio.Event, seconds: float) -> None:
+    """Waits for it, but no longer. There are thousands of these waits a second: no task is made for one."""
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(seconds):
+            await event.wait()
 
 
 def progress(job: Job) -> Progress:

@@ -27,7 +27,7 @@ from mull.search.sources import Opened
 from mull.serve import logs
 from mull.serve.errors import ApiError, going_down, invalid
 from mull.serve.gate import UNBOUNDED, Gate, Room, needs, needs_at_most
-from mull.serve.job import Job
+from mull.serve.job import GATHER, Job
 from mull.serve.meter import Meter, Record
 from mull.serve.plan import SINGLE, Plan, Wish, plan
 from mull.serve.settings import Settings
@@ -35,6 +35,7 @@ from mull.serve.weights import Weights, source_of
 from mull.types import Question
 
 MOST = 128  # of any number in a client's strategy: how many branches a node has, and the like
+EACH, MOST_GATHER = 0.002, 0.25  # seconds between two pieces of a stream: for each job at work, and at most
 LONG = 1 << 14  # bytes of a conversation from which on it is tokenised in a thread, so that nobody waits for that
 
 
@@ -56,7 +57,7 @@ class Service:
         """What new requests work with."""
         return self.weights.current.tools
 
-    @property
+    @functools.cached_property
     def name(self) -> str:
         """What clients call the model, whichever weights it has. `runs/demo/model` is called demo."""
         s, folder = self.settings, Path(self.settings.model or "nano").resolve()
@@ -91,6 +92,7 @@ class Service:
                     stop=wish.stop,
                     calibration=self.settings.calibration,
                     most_seconds=self.settings.max_seconds,
+                    gather=self._gather,
                 )
                 self.jobs[key] = job
                 try:
@@ -104,6 +106,11 @@ class Service:
         finally:
             self.meter.record(record)
             logs.note(record)
+
+    def _gather(self) -> float:
+        """Seconds between two pieces of a stream. A piece costs the same work whatever is in it, and the work of all
+        streams is done between the engine's steps: the more there are, the larger their pieces."""
+        return min(max(GATHER, EACH * len(self.jobs)), MOST_GATHER)
 
     @asynccontextmanager
     async def place(self, tokens: int) -> AsyncIterator[Opened]:

@@ -124,7 +124,8 @@ class EventStream(Response):
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         async def say(body: bytes, more: bool = True) -> None:
-            await asyncio.wait_for(send({"type": "http.response.body", "body": body, "more_body": more}), STUCK)
+            async with asyncio.timeout(STUCK):
+                await send({"type": "http.response.body", "body": body, "more_body": more})
 
         try:
             await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
@@ -145,7 +146,8 @@ class EventStream(Response):
 
     async def _next(self) -> bytes | None:
         try:
-            return await asyncio.wait_for(self._pieces.get(), self._ping_seconds)
+            async with asyncio.timeout(self._ping_seconds):
+                return await self._pieces.get()
         except TimeoutError:
             return PING
 
