@@ -44,6 +44,11 @@ def test_a_405_names_all_methods_of_the_address():
     assert call(made, "PUT", CHAT)[1]["allow"] == "POST"
 
 
+def test_a_refusal_says_nothing_that_a_terminal_would_obey():
+    status, _, told = post(nano_service(), CHAT, ask(model="a\x1b[2J\nb"))
+    assert status == 404 and "model 'a\ufffd[2J\ufffdb' does" in told["error"]["message"]
+
+
 def test_what_breaks_is_logged_and_told_nobody(caplog):
     class Broken:
         policy_version = 0
@@ -119,6 +124,19 @@ def test_every_operation_says_how_it_fails():
             if method == "post" and path in (CHAT, RAW):
                 assert {"200", "400", "404", "408", "413", "429", "500", "503"} <= statuses, path
                 assert set(operation["responses"]["200"]["content"]) == {"application/json", "text/event-stream"}
+
+
+def test_what_can_be_done_with_a_response_is_linked():
+    paths = document()["paths"]
+    known = {operation["operationId"]: path for path, item in paths.items() for operation in item.values()}
+    links = paths["/v1/responses"]["post"]["responses"]["200"]["links"].values()
+    assert len(known) == sum(map(len, paths.values()))
+    assert [known[link["operationId"]].removeprefix("/v1/responses/") for link in links] == [
+        "{id}",
+        "{id}",
+        "{id}/input_items",
+        "{id}/cancel",
+    ]
 
 
 def test_bounds_of_numbers_are_in_the_document():

@@ -46,6 +46,8 @@ U = {"role": "user", "content": "x"}
         ([{"role": "user", "content": [{"type": "text"}]}], "messages[0].content[0].text", "invalid_type"),
         ([{"role": "assistant", "tool_calls": []}, {"role": "assistant", "tool_calls": 1}], "messages[1].tool_calls",
          "invalid_type"),
+        ([{"role": "user", "content": "x", "name": 5}], "messages[0].name", "invalid_type"),
+        ([U, {"role": "tool", "content": "x", "tool_call_id": {}}], "messages[1].tool_call_id", "invalid_type"),
         ([{"role": "assistant", "tool_calls": {}}], "messages[0].tool_calls", "invalid_type"),
         ([{"role": "assistant", "tool_calls": [{}] * 129}], "messages[0].tool_calls", "invalid_type"),
         ([{"role": "assistant", "tool_calls": [{"id": "x"}]}], "messages[0].tool_calls[0].function", "invalid_type"),
@@ -70,7 +72,7 @@ def test_what_the_model_is_given_of_a_conversation():
         {"role": "user", "content": parts, "secret": {"deep": 1}},
         {"role": "assistant", "content": None, "tool_calls": [call], "reasoning_content": "t"},
         {"role": "tool", "content": "r", "tool_call_id": "1"},
-        {"role": "assistant"},
+        {"role": "assistant", "name": None, "tool_call_id": None},
         {"role": "system", "content": "late"},
     ]
     assert list(said(given, 8)) == [

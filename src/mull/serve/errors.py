@@ -22,6 +22,8 @@ class ApiError(Exception):
         code: str | None = None,
         headers: Mapping[str, str] | None = None,
     ):
+        # A client's own words may be in it. People read it in terminals, which must not take them for commands.
+        message = "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in message)
         super().__init__(message)
         self.status, self.message, self.type, self.param, self.code = status, message, type, param, code
         self.headers = dict(headers or {})

@@ -41,6 +41,11 @@ from mull.serve.sse import frame, streamed, while_there
 from mull.serve.vendor import vendor
 
 FOUND = errors(400, 401, 404, 405)
+# What can be done with a response that was made: who reads the document, and what tests by it, finds its way.
+LINKS = {
+    name: {"operationId": name, "parameters": {"id": "$response.body#/id"}}
+    for name in ("retrieve_response", "delete_response", "list_input_items", "cancel_response")
+}
 log = logging.getLogger("mull.serve")
 
 
@@ -60,7 +65,7 @@ def router(service: Service) -> APIRouter:
     @api.post(
         "/v1/responses",
         response_model=Responded,
-        responses={200: streams("With `stream`: the response's events."), **errors(*POSTED)},
+        responses={200: {**streams("With `stream`: the response's events."), "links": LINKS}, **errors(*POSTED)},
         openapi_extra=document(ResponseRequest),
     )
     async def create(request: Request) -> Response:
@@ -72,7 +77,7 @@ def router(service: Service) -> APIRouter:
             return JSONResponse(await while_there(request, call.whole()), headers=call.headers)
         return await streamed(request, call.frames(), call.failed, s.ping_seconds, call.headers)
 
-    @api.get("/v1/responses/{id}", response_model=Responded, responses=FOUND)
+    @api.get("/v1/responses/{id}", response_model=Responded, responses=FOUND, operation_id="retrieve_response")
     async def retrieve(id: str, request: Request, stream: bool = False) -> Response:
         """With `include[]=reasoning.encrypted_content`, that too."""
         found = await stored(id, request)
@@ -85,13 +90,13 @@ def router(service: Service) -> APIRouter:
                     item["encrypted_content"] = seal.close(found.thought, item["id"], owner(request))
         return JSONResponse(found.response)
 
-    @api.delete("/v1/responses/{id}", response_model=Deleted, responses=FOUND)
+    @api.delete("/v1/responses/{id}", response_model=Deleted, responses=FOUND, operation_id="delete_response")
     async def delete(id: str, request: Request) -> Response:
         if not await store.delete(id, owner(request)):
             raise unknown(id)
         return JSONResponse({"id": id, "object": "response", "deleted": True})
 
-    @api.get("/v1/responses/{id}/input_items", response_model=Items, responses=FOUND)
+    @api.get("/v1/responses/{id}/input_items", response_model=Items, responses=FOUND, operation_id="list_input_items")
     async def input_items(
         id: str,
         request: Request,
@@ -112,7 +117,7 @@ def router(service: Service) -> APIRouter:
         more = len(items) > limit
         return JSONResponse({"object": "list", "data": page, "first_id": first, "last_id": last, "has_more": more})
 
-    @api.post("/v1/responses/{id}/cancel", responses=FOUND)
+    @api.post("/v1/responses/{id}/cancel", responses=FOUND, operation_id="cancel_response")
     async def cancel(id: str, request: Request) -> Response:
         await stored(id, request)
         message = "Cannot cancel a response that does not run in the background: close its connection instead."

@@ -66,7 +66,8 @@ _PART = {
     "properties": {"type": {"const": "text"}, "text": {"type": "string"}},
 }
 _TEXT = [{"type": "string"}, {"type": "array", "items": _PART}]
-_NAMES = {"name": {"type": "string"}, "tool_call_id": {"type": "string"}}
+NAMES = ("name", "tool_call_id")  # whose message it is: templates here do not read them
+_NAMES = {key: {"type": ["string", "null"]} for key in NAMES}
 MESSAGES: dict[str, Any] = {
     "type": "array",
     "minItems": 1,
@@ -90,6 +91,7 @@ MESSAGES: dict[str, Any] = {
                     "tool_calls": {"anyOf": [{"type": "array", "items": _CALL, "maxItems": CALLS}, {"type": "null"}]},
                     "reasoning_content": {"description": "Accepted and ignored."},
                     "reasoning": {"description": "Accepted and ignored."},
+                    **_NAMES,
                 },
             },
         ]
@@ -218,6 +220,9 @@ def _turn(message: Any, where: str) -> dict[str, Any]:
             raise invalid(f"Missing required parameter: '{where}.role'.", f"{where}.role", "missing_required_parameter")
         supported = "Supported values are: 'developer', 'system', 'user', 'assistant', and 'tool'."
         raise invalid(f"Invalid value for '{where}.role'. {supported}", f"{where}.role", "invalid_value")
+    for key in NAMES:
+        if not isinstance(message.get(key), str | None):
+            raise invalid(f"Invalid type for '{where}.{key}': expected a string.", f"{where}.{key}", "invalid_type")
     turn: dict[str, Any] = {"role": "system" if role == "developer" else role}
     if content is None and role != "assistant":
         missing = f"Missing required parameter: '{where}.content'."
