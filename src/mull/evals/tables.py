@@ -92,7 +92,7 @@ def quantity(value: float, unit: str) -> str:
     if unit == "points":
         return f"{100 * value:+.1f} points"
     size = abs(value)
-    if value == int(value) and size < 1e15:
+    if value == int(value) and size < (1e7 if unit == "FLOPs" else 1e15):
         text = f"{int(value):,}"
     elif size >= 1e7 or 0 < size < 1e-3:
         text = f"{value:.2e}"
