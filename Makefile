@@ -1,5 +1,6 @@
 # make demo    install mull into .venv and run the demonstration: base model, RL, both curves, report
 # make test    run the tests            make test-fast  the same without the slow ones
+# make test-clients  real clients against the server: openai, inspect-ai, lm-eval, LiteLLM, schemathesis
 # make lint    ruff and pyright         make bench      compare speed with transformers and TRL
 # make docs    rewrite the generated tables of README.md and docs/       make clean
 # make serve-env  an environment with `transformers serve`, for the endpoint's slow test and benchmark
@@ -10,6 +11,7 @@
 # DEMO_ARGS=...      more arguments for `mull demo`
 # BENCH_ARGS=...     more arguments for `mull bench`, such as -o profile=true
 # TEST_ARGS=...      more arguments for pytest, such as tests/test_config.py
+# MULL_CASES=500     requests that schemathesis sends, instead of 10,000
 
 PYTHON ?= python3
 VENV ?= .venv
@@ -29,7 +31,7 @@ PINS := $(wildcard constraints/cpu-$(PYTAG).txt)
 PIP_INSTALL = -m pip install --quiet --disable-pip-version-check $(PIP_ARGS) $(if $(PINS),--constraint $(PINS))
 INPUTS := pyproject.toml $(wildcard constraints/*.txt)
 
-.PHONY: demo test test-fast lint bench docs clean serve-env
+.PHONY: demo test test-fast test-clients lint bench docs clean serve-env
 .DEFAULT_GOAL := help
 .PHONY: help
 help:
@@ -44,6 +46,12 @@ test: $(VENV)/.mull-dev
 
 test-fast: $(VENV)/.mull-dev
 	OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false $(BIN)/python -m pytest -n 2 -m "not slow" $(TEST_ARGS)
+
+# Each client has an environment of its own below ~/.cache/mull/clients, which the first run makes in minutes. A client
+# whose packages cannot be had is skipped, and -rs says so.
+test-clients: $(VENV)/.mull-dev
+	MULL_CLIENTS=1 OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false \
+	  $(BIN)/python -m pytest -rs tests/clients $(TEST_ARGS)
 
 lint: $(VENV)/.mull-dev
 	$(BIN)/ruff check .
