@@ -223,7 +223,7 @@ def test_the_proxies_times_and_sizes_fit_the_server():
     kept = int(re.findall(r"timeout_keep_alive=(\d+)", Path(serve_main.__file__).read_text())[0])
     assert nginx_seconds("keepalive_timeout") < kept
     assert float(re.findall(r"keepalive (\d+)s", caddy)[0]) < kept
-    assert "client_max_body_size 1m;" in nginx and "max_size 1MiB" in caddy and Settings.max_body == 1 << 20
+    assert "client_max_body_size 1m;" in nginx and Settings.max_body == 1 << 20
     assert nginx_seconds("client_body_timeout") == Settings.body_seconds
     assert not re.search(r"^\s*flush_interval", caddy, re.MULTILINE)
 
@@ -333,7 +333,8 @@ def test_a_proxy_keeps_out_what_the_server_would(proxied: tuple[Any, httpx2.Clie
     for path in ("/metrics", "/%6Detrics", "/v1/../metrics"):
         assert client.get(path).status_code == 404, path
     assert client.post("/mull/reload").status_code == 404
-    assert client.post("/v1/completions", content=b" " * ((1 << 20) + 4096)).status_code == 413
+    for size in (1 << 20) + 4096, 1 << 23:
+        assert client.post("/v1/completions", content=b" " * size).status_code == 413
     assert client.get("/v1/models", headers={"Authorization": "Bearer wrong"}).status_code == 401
     assert client.get("/v1/models").json()["data"][0]["id"] == "nano"
 

@@ -31,7 +31,7 @@ from mull.serve.plan import CHAINS, WORDS
 from mull.serve.schemas import STOPS
 from mull.serve.settings import Settings
 from mull.serve.shapes import Statistics
-from tests.serve.tools import Served, ask, nano, nano_service, scripted_service, serving, thinking, until
+from tests.serve.tools import Served, ask, calls, nano, nano_service, scripted_service, serving, thinking, until
 from tests.server_process import Started, environment, settings_of, started
 from tests.test_docs import blocks, inline_code
 
@@ -337,6 +337,27 @@ def test_what_is_ignored_is_said(here: Served):
     assert set(answer.json()["mull"]["ignored"]) == {"logprobs", "tools", "top_k", "temperature"}
 
 
+STRICT: dict[str, Any] = {
+    "temperature": 0.5,
+    "top_p": 0.5,
+    "presence_penalty": 1,
+    "logprobs": True,
+    "logit_bias": {"1": 1},
+    "n": 2,
+}
+STRICT |= {"tools": [{"type": "function"}], "parallel_tool_calls": True, "max_tokens": 9, "reasoning_effort": "none"}
+STRICT |= {"stop": [*"abcde"], "thinking_token_budget": 9, "made_up": 1, "model": None}
+
+
+def test_a_strict_server_refuses_what_it_says():
+    service = nano_service(name="demo", params="strict_o1")
+    taken = [ask(model="demo", **more) for more in ({"mull": {"samples": 2}}, {"max_completion_tokens": 50})]
+    refused = [{**ask(model="demo"), key: value} for key, value in STRICT.items()]
+    answers = calls(service, [("POST", "/v1/chat/completions", {"json": body}) for body in [*taken, *refused]])
+    assert [status for status, _, _ in answers] == [200] * len(taken) + [400] * len(refused)
+    assert {body["error"]["param"] for _, _, body in answers[len(taken) :]} == STRICT.keys()
+
+
 def serve_lines() -> list[str]:
     text = "\n".join(of_kind("sh")).replace("\\\n", " ")
     return [line for line in text.splitlines() if line.startswith("mull serve")]
@@ -353,7 +374,7 @@ def test_its_command_lines_are_taken(line: str, monkeypatch: pytest.MonkeyPatch)
 # ---------------------------------------------------------------------------------------------------- real clients
 
 
-def client(name: str) -> tuple[str, dict[str, str]]:
+def client(name: str, home: Path) -> tuple[str, dict[str, str]]:
     """(the interpreter of a client's own environment, variables)"""
     from tests.clients import environments
 
@@ -362,7 +383,7 @@ def client(name: str) -> tuple[str, dict[str, str]]:
     except environments.Unavailable as problem:
         pytest.skip(str(problem))
     local = {"LITELLM_LOCAL_MODEL_COST_MAP": "True", "MULL_KEY": "unused", "OPENAI_API_KEY": "unused"}
-    return str(interpreter), environments.lent(**local)
+    return str(interpreter), environments.lent(home, **local)
 
 
 def run(interpreter: str, variables: dict[str, str], folder: Path, *words: str) -> str:
@@ -383,7 +404,7 @@ print(answer.choices[0].message.reasoning_content, answer.choices[0].message.con
 @CLIENTS
 @pytest.mark.parametrize("which", ["package", "router"])
 def test_litellm(here: Served, tmp_path: Path, which: str):
-    interpreter, variables = client("litellm")
+    interpreter, variables = client("litellm", tmp_path)
     [code], [config] = of_kind("python litellm"), of_kind("yaml", having="model_list")
     (tmp_path / "litellm.yaml").write_text(config.replace(ADDRESS, here.url))
     program = code.replace(ADDRESS, here.url) if which == "package" else f"import litellm, yaml\n{ROUTED}"
@@ -396,7 +417,7 @@ def test_litellm(here: Served, tmp_path: Path, which: str):
 def test_lm_eval(here: Served, tmp_path: Path, kind: str):
     from mull.models.nano import shipped_folder
 
-    interpreter, variables = client("lm-eval")
+    interpreter, variables = client("lm-eval", tmp_path)
     [block] = of_kind("sh", having="lm_eval")
     [line] = [one for one in block.replace("\\\n", " ").splitlines() if f"--model {kind} " in one]
     line = line.replace(ADDRESS, here.url).replace("runs/demo/model", str(shipped_folder()))
