@@ -15,7 +15,8 @@ tokens=${TOKENS:-1500000} # prompts included
 seeds=${SEEDS:-0 1 2}
 rates=${RATES:-3e-4 1e-3 3e-3 6e-3}
 
-# Fine-tuning gets the best of four learning rates, chosen on valid problems; reinforcement learning has the demo's.
+# Fine-tuning gets the best of four learning rates, chosen on valid problems of the trained levels; reinforcement
+# learning has the demo's, and so has a second arm of fine-tuning, because the best rate forgets most.
 sweep() { # task
     for lr in $rates; do
         "$bin/mull" sft --task "$1" -o 'levels=[1,2]' --seed 9 --resume --quiet -o dtype=bfloat16 \
@@ -31,8 +32,9 @@ arms() { # task
     for seed in $seeds; do
         common=(--task "$task" -o 'levels=[1,2]' --seed "$seed" --resume --quiet -o dtype=bfloat16)
         rl=("${common[@]}" --steps 2000 -o "trained_tokens=$tokens" -o lr=3e-4)
-        "$bin/mull" sft "${common[@]}" --out "$out/$task/sft-$seed" -o eval_problems=0 --steps $((tokens / 8192)) \
-            -o "lr=$best"
+        sft=("${common[@]}" -o eval_problems=0 --steps $((tokens / 8192)))
+        "$bin/mull" sft "${sft[@]}" --out "$out/$task/sft-$seed" -o "lr=$best"
+        "$bin/mull" sft "${sft[@]}" --out "$out/$task/gentle-$seed" -o lr=3e-4
         "$bin/mull" rl "${rl[@]}" --out "$out/$task/rl-$seed"
         "$bin/mull" rl "${rl[@]}" --out "$out/$task/expert-$seed" -o algorithm=expert
         "$bin/mull" rl "${rl[@]}" --out "$out/$task/random-$seed" -o random_reward=true

@@ -24,13 +24,14 @@ EXPERIMENT = arms.Experiment(
     arms={
         "base": "base",
         "sft": "SFT on the solver's solutions",
+        "gentle": "the same at the learning rate of RL",
         "rl": "RL on its own chains",
         "expert": "SFT on its own verified chains",
         "random": "RL on random rewards",
     },
     splits={"levels 1 and 2": (1, 2), "level 3 (not trained)": (3,)},
     problems=64,
-    pairs=[("rl", "sft"), ("rl", "expert"), ("rl", "base"), ("sft", "base"), ("random", "base")],
+    pairs=[("rl", "sft"), ("rl", "gentle"), ("rl", "expert"), ("rl", "base"), ("sft", "base"), ("random", "base")],
 )
 
 
