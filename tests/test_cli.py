@@ -73,6 +73,18 @@ def refused(capsys: pytest.CaptureFixture[str], *args: str) -> str:
         (["think", "hi", "--model", "tiny", "--strategy", "auto"], "mull calibrate makes one"),
         (["think", "hi", "--endpoint", "http://localhost:9/v1"], "--endpoint needs --tokenizer DIR"),
         (["think", "hi", "--endpoint", "http://localhost:9/v1", "--tokenizer", "tiny"], "localhost:9"),
+        (["think", "hi", "--model", "tiny", "--device", "gpu"], "mull computes on no device 'gpu': give cpu, cuda, or"),
+        (["think", "hi", "--model", "tiny", "--dtype", "bf16"], "unknown dtype 'bf16'; did you mean 'bfloat16'?"),
+        (["eval", "--task", "chain", "--model", "tiny", "--device", "cuda:99"], "cuda:99"),
+        (["eval", "--task", "chain", "--model", "tiny", "--dtype", "float16"], "there are float32, bfloat16"),
+        (
+            ["eval", "--task", "chain", "--endpoint", "http://a/v1", "--tokenizer", "tiny", "--device", "cuda"],
+            "device cuda and dtype float32 are for what is loaded here",
+        ),
+        (["rl", "--model", "tiny", "--out", "run", "-o", "device=mps"], "mull computes on no device 'mps'"),
+        (["pretrain", "--out", "run", "-o", "device=gpu"], "mull computes on no device 'gpu'"),
+        (["compare", "--model", "tiny", "--out", "run", "-o", "device=cuda:99"], "cuda:99"),
+        (["compare", "--model", "tiny", "-o", "dtype=float16"], "must be one of float32, bfloat16"),
         (["compare", "--strategy", "beam"], "must include vote"),
         (["compare", "--strateggy", "beam"], "did you mean --strategy?"),
         (["calibrate", "-o", "probe=1"], "probe must be from 2"),
@@ -411,6 +423,40 @@ def test_eval_writes_the_figures_it_shows(home: Path, capsys: pytest.CaptureFixt
         assert 1 <= row["tokens"] <= 12 + 64 and row["flops_per_problem"] > 1e5 and 0 <= row["truncated"] <= 1
         assert f"{100 * row['pass_at_1']['mean']:.1f}%" in shown
     assert max(map(len, shown.splitlines())) <= 110
+
+
+def test_the_numbers_of_the_weights_are_asked_for(home: Path, capsys: pytest.CaptureFixture[str]):
+    from mull.recipes.think import Ask, think
+    from mull.search.sources import Source
+
+    rounded = think(Ask("hi", samples=8, strategy="vote", budget=24), Source("tiny", dtype="bfloat16"))
+    args = ["think", "--model", "tiny", "hi", "-n", "8", "--budget", "24", "--raw"]
+    assert main([*args, "--dtype", "bfloat16"]) == 0
+    out, _ = capsys.readouterr()
+    assert out == "".join(chain.raw + "\n" for chain in rounded.chains)
+    assert main([*args, "--device", "cpu"]) == 0
+    assert capsys.readouterr().out != out
+    args = [
+        "eval",
+        "--model",
+        "tiny",
+        "--task",
+        "any.py:Any",
+        "--n",
+        "8",
+        "--budget",
+        "12",
+        "--quiet",
+        "--json",
+        "x.json",
+    ]
+    found = []
+    for more in ([], ["--dtype", "bfloat16"]):
+        assert main([*args, "--samples", "8", *more]) == 0
+        found.append(json.loads((home / "x.json").read_text()))
+    assert [(one["device"], one["dtype"]) for one in found] == [("cpu", "float32"), ("cpu", "bfloat16")]
+    assert found[0]["rows"] != found[1]["rows"]
+    capsys.readouterr()
 
 
 def test_an_effort_is_asked_for(home: Path, capsys: pytest.CaptureFixture[str]):

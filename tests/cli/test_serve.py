@@ -63,6 +63,8 @@ def test_the_demos_model_is_served_where_there_is_one(started: list[Settings], t
         (["--params", "strict"], "must be one of compat, strict_o1"),
         (["--queue", "3"], "did you mean -o queue=…?"),
         (["--model", "nano", "--endpoint", "http://x/v1"], "exclude each other"),
+        (["-o", "dtype=bf16"], "must be one of float32, bfloat16"),
+        (["--device", "cuda"], "did you mean -o device=…?"),
         (["-o", "overcommit=0"], "overcommit=0.0 must be above 0"),
         (["--config", "none.toml"], "config file none.toml does not exist"),
     ],
@@ -71,6 +73,12 @@ def test_mistakes_are_told_in_one_sentence(given, said, started: list[Settings],
     assert main(["serve", *given]) == 2
     told = capsys.readouterr().err
     assert said in told and told.count("\n") == 1 and not started
+
+
+def test_a_device_that_is_not_there_is_one_sentence(capsys: pytest.CaptureFixture):
+    assert main(["serve", "--model", "nano", "--port", "0", "-o", "device=cuda:99"]) == 2
+    [told] = capsys.readouterr().err.splitlines()
+    assert told.startswith("error: ") and "cuda:99" in told
 
 
 def test_a_model_that_is_not_there_is_told_before_anything_listens(tmp_path: Path, capsys: pytest.CaptureFixture):

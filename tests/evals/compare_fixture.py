@@ -297,6 +297,8 @@ def _made() -> CompareData:
             "command": "mull compare --model runs/demo/model --task chain,countdown --out runs/compare",
             "commit": "5ab8de11",
             "machine": "2 cores, 8 GiB",
+            "device": "cpu",
+            "dtype": "float32",
             "seconds": 811.0,
             "versions": {"mull": "0.2.0", "torch": "2.9.0"},
             "strategies": [{"name": name, "about": f"What {name} does."} for name in STRATEGIES],

@@ -173,6 +173,25 @@ def test_trained_scorers_stay_and_those_that_read_the_model_read_the_new_one(oth
     assert seen(found) == seen(alone)
 
 
+def test_the_numbers_that_were_asked_for_are_kept(other: Path):
+    service = service_of(dtype="bfloat16", scorer="logprob")
+    assert str(service.tools.sampler.model.dtype) == "torch.bfloat16"  # type: ignore[attr-defined]
+    wish = replace(WISH, strategy="best-of-n")
+    first = asyncio.run(ask(service, "a", wish))
+    assert seen(first) == seen(asyncio.run(ask(service_of(dtype="bfloat16", scorer="logprob"), "a", wish)))
+    assert seen(first) != seen(asyncio.run(ask(service_of(scorer="logprob"), "a", wish)))
+    assert "error" not in asyncio.run(reload(service, str(other)))
+    assert str(service.tools.sampler.model.dtype) == "torch.bfloat16"  # type: ignore[attr-defined]
+
+
+def test_an_endpoint_serves_from_its_own_device():
+    made = Settings(endpoint="http://localhost:9/v1", tokenizer="dir", device="cuda")
+    with pytest.raises(UserError, match="leave them out"):
+        source_of(made)
+    judged = replace(made, scorer="a folder", dtype="bfloat16")
+    assert (source_of(judged).device, source_of(judged).dtype) == ("cuda", "bfloat16")
+
+
 def test_a_watched_folder_is_loaded_once_it_is_whole(other: Path, tmp_path: Path):
     folder = tmp_path / "model"
     shutil.copytree(shipped_folder(), folder)

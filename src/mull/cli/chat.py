@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any, cast
 
 import typer
 
 from mull.errors import UserError, nearest
+
+Device = Annotated[
+    str, typer.Option("--device", metavar="cpu|cuda|cuda:N", help="Where the model and its scorer compute.")
+]
+Weights = Annotated[
+    str, typer.Option("--dtype", metavar="float32|bfloat16", help="Of the weights; bfloat16 takes half the memory.")
+]
 
 
 def chat_command(
@@ -52,6 +59,8 @@ def chat_command(
         float | None, typer.Option("--temperature", min=0.0, max=2.0, help="Of a single chain; 0 is greedy.")
     ] = None,
     seed: Annotated[int | None, typer.Option("--seed", help="Another seed gives other thoughts.")] = None,
+    device: Device = "cpu",
+    dtype: Weights = "float32",
     thoughts: Annotated[
         bool, typer.Option("--thoughts", help="Show raw thoughts, not their summary, where there are any to see.")
     ] = False,
@@ -66,7 +75,9 @@ def chat_command(
     for flag, value in (("--name", name), ("--key", key)):
         if value and not endpoint:
             raise UserError(f"{flag} is for a server: give its address with --endpoint URL")
-    for flag, value in (("--scorer", scorer), ("--calibration", calibration)):
+    given = {"--scorer": scorer, "--calibration": calibration}
+    given |= {"--device": device != "cpu", "--dtype": dtype != "float32"}
+    for flag, value in given.items():
         if value and endpoint:
             raise UserError(f"{flag} is for a model in this process: at an endpoint, the server has its own")
     if endpoint and answer_tokens is not None and think_tokens is None:
@@ -84,7 +95,8 @@ def chat_command(
         from mull.search.sources import Source, loaded
 
         where, said = default_model() if model is None else (model, model)
-        talker = Local(where, loaded(Source(where, scorer=scorer)), calibration)
+        source = Source(where, scorer=scorer, device=device, dtype=cast(Any, dtype))
+        talker = Local(where, loaded(source), calibration)
     raise typer.Exit(converse(talker, wants, said))
 
 

@@ -12,12 +12,12 @@ import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, cast
 
 import typer
 
 from mull import __version__
-from mull.cli.chat import add_chat
+from mull.cli.chat import Device, Weights, add_chat
 from mull.cli.serve import add_serve
 from mull.cli.training import Override, Quiet, RecipeCommand, add_to, config_rows, row_of
 from mull.errors import UserError, nearest
@@ -118,6 +118,8 @@ def think_command(
     tokenizer: Tokenizer = "",
     endpoint_model: Served = "",
     endpoint_params: Params = 0,
+    device: Device = "cpu",
+    dtype: Weights = "float32",
     effort: Effort = "",
     temperature: Annotated[float, typer.Option("--temperature", min=0.0, help="0 is greedy.")] = 1.0,
     seed: Annotated[int, typer.Option("--seed", help="Another seed gives another thought or problem.")] = 0,
@@ -133,7 +135,9 @@ def think_command(
         raise UserError("--level chooses among a task's problems: give --task NAME with it")
     chosen = strategy or ("vote" if samples > 1 else "sample")
     where, said = think.default_model() if model is None and not endpoint else (model or "", model or "")
-    source = Source(where, endpoint, tokenizer, endpoint_model, scorer, critic, endpoint_params, generator)
+    judges = (scorer, critic, endpoint_params, generator)
+    weights = cast(Any, dtype)
+    source = Source(where, endpoint, tokenizer, endpoint_model, *judges, device=device, dtype=weights)
     asked = think.Ask(
         question or "",
         task,
@@ -171,6 +175,8 @@ def eval_command(
     tokenizer: Tokenizer = "",
     endpoint_model: Served = "",
     endpoint_params: Params = 0,
+    device: Device = "cpu",
+    dtype: Weights = "float32",
     budget: Annotated[int, typer.Option("--budget", min=0, help="Thinking tokens of each chain.")] = 512,
     answer: Annotated[int, typer.Option("--answer", min=1, help="Answer tokens of each chain.")] = 64,
     tokens: Annotated[
@@ -210,6 +216,8 @@ def eval_command(
         generator=generator,
         calibration=calibration,
         effort=effort,
+        device=device,
+        dtype=cast(Any, dtype),
     )
     if json_file is not None and not json_file.absolute().parent.is_dir():
         raise UserError(f"--json {json_file}: the folder {json_file.parent} does not exist")

@@ -22,7 +22,7 @@ import torch
 
 from mull.chat import Chat
 from mull.engine.lanes import Lanes, split
-from mull.engine.memory import Rows, make_pages, page_bytes
+from mull.engine.memory import Rows, default_bytes, make_pages, page_bytes
 from mull.engine.pages import PagePool
 from mull.engine.sampler import derive_seed
 from mull.engine.sampling import banned_next, bans_of, draw, uniforms
@@ -69,7 +69,7 @@ class LocalEngine:
         self.model, self.chat, self.config = model, chat, model.config
         dtype = torch.float32 if model.device.type == "cpu" else model.dtype
         if memory_bytes is None:
-            memory_bytes = 2 << 30 if model.device.type == "cpu" else torch.cuda.mem_get_info(model.device)[0] // 2
+            memory_bytes = default_bytes(model.device)
         per_page = page_bytes(self.config, dtype)
         num_pages = min(memory_bytes // per_page, max_sequences * pages_for(self.config.max_positions))
         if num_pages < 1:

@@ -23,6 +23,15 @@ def page_bytes(config: ModelConfig, dtype: torch.dtype) -> int:
     return 2 * config.num_layers * config.num_kv_heads * config.head_dim * PAGE * dtype.itemsize
 
 
+def default_bytes(device: torch.device) -> int:
+    """Of keys and values, where nobody says: 2 GiB on the CPU, half of what is free on a GPU."""
+    if device.type == "cpu":
+        return 2 << 30
+    # What torch has taken from the driver and nobody uses any more (an engine that is gone) is free as well.
+    unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    return (torch.cuda.mem_get_info(device)[0] + unused) // 2
+
+
 class NativePages:
     """Keys [L, pages, K, D, 16] and values [L, pages, K, 16, D] in float32, whatever the model computes in."""
 

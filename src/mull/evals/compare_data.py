@@ -242,6 +242,8 @@ class CompareData(TypedDict):
     command: str
     commit: str
     machine: str
+    device: str  # that the model ran on: cpu, cuda …; "" at an endpoint
+    dtype: str  # of its weights; "" at an endpoint
     seconds: float  # wall-clock of the whole run
     versions: dict[str, str]
     strategies: list[Strategy]  # in the order of the legend

@@ -80,6 +80,7 @@ def _about(data: CompareData) -> list[tuple[str, object]]:
 def _run(data: CompareData) -> list[tuple[str, object]]:
     return [
         ("Machine", data["machine"]),
+        ("Weights", f"{data['dtype']} on {data['device']}" if data["device"] else "at the endpoint"),
         ("Commit", data["commit"]),
         ("Versions", ", ".join(f"{name} {version}" for name, version in data["versions"].items())),
     ]

@@ -22,6 +22,7 @@ from safetensors.torch import save_file
 
 from mull.errors import UserError
 from mull.models.config import ModelConfig
+from mull.models.device import device_of
 from mull.models.hf_config import config_from_hf, config_to_hf
 from mull.models.transformer import Transformer
 
@@ -70,9 +71,9 @@ def load(folder: Path | str, dtype: torch.dtype = torch.float32, device: torch.d
     """The model in `folder`, its weights in `dtype` on `device`.
 
     Memory: the parameters themselves and one checkpoint tensor at a time, which is read through the page cache.
-    UserError when the folder is not a model that mull can run exactly.
+    UserError when the folder is not a model that mull can run exactly, or this machine has no such device.
     """
-    folder = Path(folder)
+    folder, device = Path(folder), device_of(device)
     config = read_config(folder)
     file_of = _tensor_files(folder)
     head = "lm_head.weight"
@@ -105,9 +106,10 @@ def init(
 ) -> Transformer:
     """A random model: normal(0.02), matrices that write to the residual stream divided by sqrt(2 layers) as in GPT-2.
 
-    Norms are one and biases zero. The same seed gives the same weights on every device.
+    Norms are one and biases zero. The same seed gives the same weights on every device. UserError when this machine has
+    no such device.
     """
-    model = _empty(config, dtype, device)
+    model = _empty(config, dtype, device_of(device))
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, parameter in model.named_parameters():

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import numpy as np
 import torch
@@ -26,6 +26,7 @@ from mull.evals.allocation import Outcomes
 from mull.evals.comparison import Cell
 from mull.evals.evaluate import Held, held_out
 from mull.machine import commit, machine
+from mull.models.device import device_of
 from mull.models.value import read_info
 from mull.progress import Mode
 from mull.recipes.compare import CompareConfig, read_cells, run_cells
@@ -61,6 +62,8 @@ class CalibrateConfig:
     answer_tokens: int = 32
     temperature: float = 1.0
     at_once: int = 64
+    device: str = "cpu"  # cpu, cuda or cuda:N: of the model, and of a trained scorer
+    dtype: Literal["float32", "bfloat16"] = "float32"  # of their weights
     seed: int = 0
     threads: int = 0  # of torch; 0: its own choice
 
@@ -80,7 +83,11 @@ def calibrate(cfg: CalibrateConfig, command: str = "mull calibrate", resume: boo
         torch.set_num_threads(cfg.threads)
     tasks = [load_task(name) for name in cfg.tasks]
     held = {task.name: held_out([task], cfg.levels, cfg.problems, cfg.split, cfg.seed) for task in tasks}  # type: ignore[arg-type]
-    source = Source(cfg.model, cfg.endpoint, cfg.tokenizer, scorer=cfg.scorer, max_sequences=1024)
+    source = Source(
+        cfg.model, cfg.endpoint, cfg.tokenizer, scorer=cfg.scorer, max_sequences=1024,
+        device=cfg.device, dtype=cfg.dtype,
+    )  # fmt: skip
+    device_of(cfg.device)  # or UserError, before anything is written
     pool = "weighted-vote" if cfg.scorer else "vote"
     grid = CompareConfig(
         out=cfg.out,
@@ -189,6 +196,8 @@ def plans(
             "command": command,
             "commit": commit(),
             "machine": machine(),
+            "device": "" if cfg.endpoint else cfg.device,
+            "dtype": "" if cfg.endpoint else cfg.dtype,
             "made": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
             "candidates": table,
         },

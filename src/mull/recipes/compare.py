@@ -15,7 +15,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import numpy as np
 import torch
@@ -31,6 +31,7 @@ from mull.evals.evaluate import Evaluation, Held, evaluate, held_out
 from mull.files import write_whole
 from mull.ledger import Budget
 from mull.machine import commit, machine
+from mull.models.device import device_of
 from mull.progress import Mode, Progress
 from mull.runfolder import RunFolder
 from mull.search.allocate import FROM_CHAINS
@@ -75,6 +76,8 @@ class CompareConfig:
     trees: int = 3  # of each strategy and task to look at
     latency_problems: int = 4  # asked one at a time
     at_once: int = 64  # questions under way at any time
+    device: str = "cpu"  # cpu, cuda or cuda:N: of the model, and of a trained scorer or critic
+    dtype: Literal["float32", "bfloat16"] = "float32"  # of their weights
     seed: int = 0  # of the problems, and the first of the sampling
     threads: int = 0  # of torch; 0: its own choice
 
@@ -99,7 +102,11 @@ def compare(cfg: CompareConfig, command: str = "mull compare", resume: bool = Fa
     tasks = [load_task(name) for name in cfg.tasks]
     split = cast(Any, cfg.split)
     held = {task.name: held_out([task], cfg.levels, cfg.problems, split, cfg.seed) for task in tasks}
-    source = Source(cfg.model, cfg.endpoint, cfg.tokenizer, scorer=cfg.scorer, critic=cfg.critic, max_sequences=1024)
+    source = Source(
+        cfg.model, cfg.endpoint, cfg.tokenizer, scorer=cfg.scorer, critic=cfg.critic, max_sequences=1024,
+        device=cfg.device, dtype=cfg.dtype,
+    )  # fmt: skip
+    device_of(cfg.device)  # or UserError, before anything is written
     started = time.perf_counter()
     with RunFolder.create(cfg.out, configs.to_toml(cfg), command, cfg.seed, resume, may_change=("threads",)):
         (cfg.out / "cells").mkdir(exist_ok=True)
@@ -332,6 +339,8 @@ def page_data(cfg: CompareConfig, command: str, source: Source, seconds: float) 
         command=command,
         commit=commit(),
         machine=machine(),
+        device="" if cfg.endpoint else cfg.device,
+        dtype="" if cfg.endpoint else cfg.dtype,
         seconds=max(seconds, sum(c.seconds for c in cells.cells)),
         versions={"mull": __version__, "torch": torch.__version__, "python": platform.python_version()},
         strategies=[page.Strategy(name=s, about=_about(s, cfg)) for s in cells.strategies],

@@ -251,7 +251,7 @@ def prepared(
     keys = ("teacher", "tasks", "levels", "strategy", "scorer", "problems", "samples", "think_tokens", "answer_tokens")
     settings = {key: getattr(cfg, key) for key in (*keys, "trace_seed")}
     budget = Budget(think_tokens=cfg.think_tokens, answer_tokens=cfg.answer_tokens, samples=cfg.samples)
-    tools = tools_of(Source(cfg.teacher, scorer=cfg.scorer))
+    tools = tools_of(Source(cfg.teacher, scorer=cfg.scorer, device=cfg.device))
     with Progress("the teacher's chains", len(questions), mode=mode) as progress:
         done = searched(
             cfg.traces or cfg.out / "search", settings, questions, tools, named(cfg.strategy), budget, ON_POLICY,

@@ -136,7 +136,7 @@ def dpo(cfg: DPOConfig, command: str = "", resume: bool = False, mode: Mode = "a
     chat = Chat.load(source)
     model = hf.load(source, device=cfg.device)
     refuse_impossible(cfg, tasks, chat, model.config.max_positions)  # type: ignore[arg-type]
-    tools = tools_of(Source(cfg.model, scorer=cfg.scorer, critic=cfg.critic))
+    tools = tools_of(Source(cfg.model, scorer=cfg.scorer, critic=cfg.critic, device=cfg.device))
     tools.bind(named(cfg.strategy), tasks[0].canonical)  # or UserError, before anything is written
     reference = None
     if cfg.reference == "model" and cfg.method != "sft":

@@ -315,7 +315,8 @@ def tools_on(cfg: FlywheelConfig, source: Path, model: Transformer, chat: Chat) 
     if not cfg.scorer and not cfg.critic:
         return Opened(engine, chat, None, None, None, None, model.config.max_positions)
     trained = "" if cfg.scorer in UNTRAINED else cfg.scorer
-    tools = replace(tools_of(Source(str(source), scorer=trained, critic=cfg.critic)), sampler=engine)
+    judges = Source(str(source), scorer=trained, critic=cfg.critic, device=cfg.device)
+    tools = replace(tools_of(judges), sampler=engine)
     if cfg.scorer in UNTRAINED:
         tools.scorer = Confidence(model, engine, chat, UNTRAINED[cfg.scorer])
     return tools

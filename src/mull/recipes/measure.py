@@ -20,6 +20,7 @@ from mull.files import write_whole
 from mull.learn.samples import truncated
 from mull.ledger import Budget
 from mull.machine import describe
+from mull.models.device import DType
 from mull.progress import Mode, Progress
 from mull.search.named import Named, named
 from mull.search.sample import Decoding, leaf_cost
@@ -56,11 +57,14 @@ class Measure:
     generator: str = ""
     calibration: str = ""
     effort: str = ""  # that every prompt asks for: low, medium, high, or tokens
+    device: str = "cpu"  # cpu, cuda or cuda:N
+    dtype: DType = "float32"  # of the weights
 
     @property
     def source(self) -> Source:
         served = (self.endpoint, self.tokenizer, self.endpoint_model)
-        return Source(self.model, *served, self.scorer, self.critic, self.endpoint_params, self.generator)
+        judges = (self.scorer, self.critic, self.endpoint_params, self.generator)
+        return Source(self.model, *served, *judges, device=self.device, dtype=self.dtype)
 
 
 def measure(wanted: Measure, mode: Mode = "auto") -> dict[str, Any]:

@@ -28,6 +28,7 @@ from mull.learn.samples import supervised
 from mull.models import hf
 from mull.models.compiled import compile_layers
 from mull.models.config import ModelConfig
+from mull.models.device import device_of
 from mull.models.flops import train_flops
 from mull.models.nano import nano_config, write_tokenizer
 from mull.progress import Mode, Progress
@@ -100,6 +101,7 @@ def writer(name: str) -> Task:
 def pretrain(cfg: PretrainConfig, command: str = "", resume: bool = False, mode: Mode = "auto") -> Path:
     """Runs the recipe; returns the folder of the trained model. See `PretrainConfig` for every setting."""
     tasks = [writer(name) for name in cfg.tasks]
+    device_of(cfg.device)  # or UserError, before anything is written
     if cfg.threads:
         torch.set_num_threads(cfg.threads)
     with RunFolder.create(

@@ -116,13 +116,22 @@ def chains(prefixes: Sequence[Prefix]) -> list[list[Prefix]]:
     return [group[::-1] for group in out[::-1]]
 
 
-def load_scorer(folder: Path | str, memory_bytes: int | None = None, device: str = "cpu") -> tuple[Scorer, ScorerInfo]:
-    """The scorer in a folder that `mull reward` wrote, on an engine of its own: with a value head, or a critic."""
+def load_scorer(
+    folder: Path | str,
+    memory_bytes: int | None = None,
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype = torch.float32,
+) -> tuple[Scorer, ScorerInfo]:
+    """The scorer in a folder that `mull reward` wrote, on an engine of its own: with a value head, or a critic.
+
+    `dtype` is of the weights, the head's among them; a value is computed from them in float32 in any case, so it is as
+    exact as the hidden state that it is read off.
+    """
     info = read_info(folder)
     chat = Chat.load(folder)
     if (Path(folder) / HEAD).is_file():
-        model, info = load_value(folder, device=device)
+        model, info = load_value(folder, dtype, device)
         return ValueScorer(model, LocalEngine(model.body, chat, memory_bytes=memory_bytes)), info
     from mull.scorers.critic import Critic
 
-    return Critic(LocalEngine(hf.load(folder, device=device), chat, memory_bytes=memory_bytes), chat), info
+    return Critic(LocalEngine(hf.load(folder, dtype, device), chat, memory_bytes=memory_bytes), chat), info

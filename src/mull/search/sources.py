@@ -4,6 +4,7 @@
 --endpoint URL --tokenizer DIR             any OpenAI-compatible server; the tokenizer's folder stays local
 --scorer DIR | logprob | certainty         a folder that mull reward made; the others need no training
 --critic DIR                               a critic that mull reward made
+--device cuda --dtype bfloat16             where they compute, and the weights' numbers
 """
 
 from __future__ import annotations
@@ -18,8 +19,9 @@ from mull.chat import Chat
 from mull.chat.template import read_object
 from mull.engine.local import LocalEngine
 from mull.engine.sampler import Sampler
-from mull.errors import UserError
+from mull.errors import UserError, nearest
 from mull.models import hf
+from mull.models.device import DTYPES, DType
 from mull.models.nano import model_folder
 from mull.scorers.base import Scorer
 from mull.scorers.confidence import Confidence, Measure, SampledLogprob
@@ -44,14 +46,30 @@ class Source:
     generator: str = ""
     max_sequences: int = 512
     memory_bytes: int = 0  # of keys and values, of the model's own engine; 0: the engine's default
+    device: str = "cpu"  # cpu, cuda or cuda:N: of all that is loaded here, trained scorers and critics among it
+    dtype: DType = "float32"  # of their weights; on a GPU of keys and values, too (the CPU's kernel keeps float32)
 
     def __post_init__(self) -> None:
+        if self.dtype not in DTYPES:
+            names = ", ".join(DTYPES)
+            raise UserError(f"unknown dtype {self.dtype!r}{nearest(self.dtype, DTYPES)}; there are {names}")
         if self.endpoint and not self.tokenizer:
             raise UserError("--endpoint needs --tokenizer DIR: the folder of the served model's tokenizer")
         if self.endpoint and self.scorer == "certainty":
             raise UserError(
                 "the scorer certainty reads the model itself: give logprob or a trained one with an endpoint"
             )
+        if self.endpoint and (self.device, self.dtype) != ("cpu", "float32") and not self.loads:
+            raise UserError(
+                f"device {self.device} and dtype {self.dtype} are for what is loaded here, and with --endpoint and no"
+                " trained scorer or critic that is nothing: leave them out"
+            )
+
+    @property
+    def loads(self) -> bool:
+        """Whether any weights are loaded in this process."""
+        trained = self.scorer and self.scorer not in UNTRAINED
+        return bool(not self.endpoint or trained or self.critic or self.generator)
 
     @property
     def flops_known(self) -> bool:
@@ -131,7 +149,7 @@ def loaded(source: Source, policy_version: int = 0, keep: Opened | None = None) 
     folder = model_folder(source.model)
     chat = Chat.load(folder)
     engine = LocalEngine(
-        hf.load(folder),
+        hf.load(folder, DTYPES[source.dtype], source.device),
         chat,
         max_sequences=source.max_sequences,
         memory_bytes=source.memory_bytes or None,
@@ -143,6 +161,7 @@ def loaded(source: Source, policy_version: int = 0, keep: Opened | None = None) 
 def _judged(source: Source, sampler: Any, chat: Chat, context: int | None, keep: Opened | None = None) -> Opened:
     scorer: Scorer | None = None
     aggregate: Aggregate | None = None
+    dtype, device = DTYPES[source.dtype], source.device
     if keep is not None:
         for name in (source.critic, "" if source.scorer in UNTRAINED else source.scorer):
             if name:
@@ -157,12 +176,12 @@ def _judged(source: Source, sampler: Any, chat: Chat, context: int | None, keep:
     elif source.scorer in UNTRAINED:
         scorer = Confidence(sampler.model, sampler, chat, UNTRAINED[source.scorer])
     elif source.scorer:
-        scorer, info = load_scorer(Path(source.scorer))
+        scorer, info = load_scorer(Path(source.scorer), device=device, dtype=dtype)
         _refuse_other_tokens(source.scorer, chat)
         aggregate = cast(Aggregate, info.aggregate)
     critic: Any = None
     if source.critic:
-        critic, _ = load_scorer(Path(source.critic))
+        critic, _ = load_scorer(Path(source.critic), device=device, dtype=dtype)
         if not isinstance(critic, Critic):
             raise UserError(f"{source.critic} holds a scorer that writes no critiques: mull reward -o kind=critic")
         _refuse_other_tokens(source.critic, chat)
@@ -170,7 +189,8 @@ def _judged(source: Source, sampler: Any, chat: Chat, context: int | None, keep:
     if source.generator:
         folder = model_folder(source.generator)
         its_chat = Chat.load(folder)
-        generator = Role(LocalEngine(hf.load(folder), its_chat, max_sequences=source.max_sequences), its_chat)
+        its_model = hf.load(folder, dtype, device)
+        generator = Role(LocalEngine(its_model, its_chat, max_sequences=source.max_sequences), its_chat)
     return Opened(sampler, chat, scorer, critic, generator, aggregate, context)
 
 

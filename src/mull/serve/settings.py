@@ -20,6 +20,8 @@ class Settings:
     scorer: str = ""  # a folder that mull reward made, or logprob, certainty
     critic: str = ""  # a folder that mull reward made with kind critic
     calibration: str = ""  # a file that mull calibrate made: what each effort spends
+    device: str = "cpu"  # cpu, cuda or cuda:N: of the model, and of a trained scorer or critic
+    dtype: Literal["float32", "bfloat16"] = "float32"  # of their weights
     host: str = "127.0.0.1"
     port: int = 8000
     params: Literal["compat", "strict_o1"] = "compat"  # take what other clients send, or reject what o1 rejects

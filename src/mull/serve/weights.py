@@ -40,6 +40,8 @@ def source_of(settings: Settings) -> Source:
         settings.critic,
         max_sequences=settings.max_sequences,
         memory_bytes=settings.memory_bytes,
+        device=settings.device,
+        dtype=settings.dtype,
     )
 
 
