@@ -351,7 +351,7 @@ STRICT |= {"stop": [*"abcde"], "thinking_token_budget": 9, "made_up": 1, "model"
 
 def test_a_strict_server_refuses_what_it_says():
     service = nano_service(name="demo", params="strict_o1")
-    taken = [ask(model="demo", **more) for more in ({"mull": {"samples": 2}}, {"max_completion_tokens": 50})]
+    taken = [ask(model="demo", mull={"samples": 2}), ask(model="demo", max_completion_tokens=50)]
     refused = [{**ask(model="demo"), key: value} for key, value in STRICT.items()]
     answers = calls(service, [("POST", "/v1/chat/completions", {"json": body}) for body in [*taken, *refused]])
     assert [status for status, _, _ in answers] == [200] * len(taken) + [400] * len(refused)
