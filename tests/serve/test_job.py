@@ -204,6 +204,14 @@ def test_what_is_streamed_is_what_is_returned(plan):
         assert bool(result.summary) == bool(result.thought or not plan.single)
 
 
+@pytest.mark.parametrize("plan", [LOW, HIGH, *PLANS[5:7]], ids=lambda p: p.strategy)
+def test_progress_counts_up_to_what_the_plan_may_have(plan):
+    """As its tokens do. An adaptive vote begins four chains first, and goes on to eight where they do not agree."""
+    told = [e for e in asyncio.run(events_of(job(tools(), plan, 3))) if isinstance(e, Progress)]
+    assert told and all(e.done <= e.branches for e in told)
+    assert {e.branches for e in told if e.done < plan.samples} == {plan.samples}
+
+
 def test_the_first_text_comes_with_the_first_token_and_later_text_is_gathered():
     made = tools()
 

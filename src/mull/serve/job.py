@@ -45,7 +45,7 @@ class Progress:
     tokens: int
     most_tokens: int
     done: int  # branches that have an answer
-    branches: int
+    branches: int  # at most, as `most_tokens` is: a vote that is clear ends before
     seconds: float
 
 
@@ -320,8 +320,8 @@ async def _set(event: asyncio.Event, seconds: float) -> None:
 
 
 def progress(job: Job) -> Progress:
-    live = job.live
-    return Progress(live.sampled, live.most_tokens, len(live.answers), max(live.branches, 1), live.seconds)
+    live, done = job.live, len(job.live.answers)
+    return Progress(live.sampled, live.most_tokens, done, max(live.branches, job.plan.samples, done), live.seconds)
 
 
 async def answered(job: Job) -> Result:
