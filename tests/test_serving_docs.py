@@ -62,15 +62,13 @@ def names(cell: str) -> list[str]:
 
 # ------------------------------------------------------------------------------------------------- made tables
 
-UNTOLD = {"host": "address that it listens at", "port": "0: any that is free", "max_messages": "of a conversation"}
-
 
 def settings_table() -> str:
     rows = []
     for option in describe(Settings):
-        said = option.help or UNTOLD[option.key]
+        assert option.help, f"the setting {option.key} has no comment, which --help and this page would show"
         kind = f"; {option.type}" if option.type.startswith("one of") else ""
-        rows.append((f"`{option.key}`", f"`{option.default}`", said + kind))
+        rows.append((f"`{option.key}`", f"`{option.default}`", option.help + kind))
     return _drawn(("key", "default", "what it says"), rows)
 
 

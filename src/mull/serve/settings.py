@@ -22,8 +22,8 @@ class Settings:
     calibration: str = ""  # a file that mull calibrate made: what each effort spends
     device: str = "cpu"  # cpu, cuda or cuda:N: of the model, and of a trained scorer or critic
     dtype: Literal["float32", "bfloat16"] = "float32"  # of their weights
-    host: str = "127.0.0.1"
-    port: int = 8000
+    host: str = "127.0.0.1"  # address that it listens at; 127.0.0.1: for this machine alone
+    port: int = 8000  # 0: any that is free
     params: Literal["compat", "strict_o1"] = "compat"  # take what other clients send, or reject what o1 rejects
     thoughts: Literal["hidden", "shown"] = "hidden"  # raw chains of thought
     summaries: bool = True  # of hidden thoughts
@@ -35,7 +35,7 @@ class Settings:
     max_seconds: float = 120.0  # of thinking, of one request; then it answers with what it has
     max_body: int = 1 << 20  # bytes of a request
     body_seconds: float = 20.0  # in which a request's body must arrive
-    max_messages: int = 256
+    max_messages: int = 256  # of a conversation, at most
     max_sequences: int = 256  # that the engine decodes at once
     memory_bytes: int = 0  # of keys and values; 0: the engine's default
     overcommit: float = 1.0  # times the memory that admitted requests may reserve for their worst case
