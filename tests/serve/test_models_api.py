@@ -7,7 +7,7 @@ import pytest
 
 from mull.serve.models_api import answer
 from mull.serve.shapes import Health, Model, Models
-from tests.serve.tools import call, nano_service, serving
+from tests.serve.tools import call, nano_service, scripted_service, serving
 
 
 def test_the_one_model_is_listed_and_found_by_its_name():
@@ -22,6 +22,20 @@ def test_the_one_model_is_listed_and_found_by_its_name():
     for other in ("gpt-4o", "nano/", "NANO", "%00", "%ff", "a" * 5000, "..", "%2e%2e%2f"):
         status, _, body = call(made, "GET", f"/v1/models/{other}")
         assert status == 404 and body["error"]["code"] in ("model_not_found", "unknown_url"), other
+
+
+@pytest.mark.parametrize(
+    "folder, name",
+    [
+        ("runs/demo/model", "demo"),
+        ("models/Qwen3-0.6B/", "Qwen3-0.6B"),
+        ("", "nano"),
+        ("/model", "model"),
+        ("/", "model"),
+    ],
+)
+def test_the_model_is_called_after_its_folder(folder: str, name: str):
+    assert scripted_service({}, name="", model=folder).name == name
 
 
 def test_openais_client_lists_and_finds():

@@ -61,7 +61,8 @@ class Service:
     def name(self) -> str:
         """What clients call the model, whichever weights it has. `runs/demo/model` is called demo."""
         s, folder = self.settings, Path(self.settings.model or "nano").resolve()
-        return s.name or s.endpoint_model or (folder.parent.name if folder.name == "model" else folder.name)
+        parent = folder.parent.name if folder.name == "model" else ""
+        return s.name or s.endpoint_model or parent or folder.name or "model"  # "/" has no name
 
     def public(self, problem: UserError) -> str:
         """What it says, without where the model lies or runs: that is for the operator alone."""
