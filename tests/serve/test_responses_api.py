@@ -584,13 +584,18 @@ def test_strict_mode_refuses_what_o1_refuses():
         ({"seed": 5}, "seed", "unknown_parameter"),
         ({"enable_thinking": True}, "enable_thinking", "unknown_parameter"),
         ({"frobnicate": 1}, "frobnicate", "unknown_parameter"),
+        ({"reasoning": {"max_tokens": 5}}, "reasoning.max_tokens", "unknown_parameter"),
+        ({"reasoning": {"effort": "low", "exclude": None}}, "reasoning.exclude", "unknown_parameter"),
     ):
         problem = refused(service, ask(**bad))
         assert (problem["param"], problem["code"]) == (param, code)
     assert refused(service, {"input": "hi"})["param"] == "model"
-    for good in ({"temperature": 1}, {"reasoning": {"effort": "high", "summary": "auto"}}, {"safety_identifier": "x"}):
-        if "reasoning" in good:
-            good["reasoning"]["effort"] = "low"
+    for good in (
+        {"temperature": 1},
+        {"reasoning": {"effort": "low", "summary": "auto"}},
+        {"reasoning": {"effort": "low", "context": "auto", "mode": "standard"}},
+        {"safety_identifier": "x"},
+    ):
         made(service, **good)
 
 

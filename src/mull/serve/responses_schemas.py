@@ -150,6 +150,7 @@ KNOWN: dict[str, tuple[Any, ...] | None] = {
     **dict.fromkeys(("prompt_cache_key", "prompt_cache_options", "prompt_cache_retention"), ()),
 }
 OURS = {"thinking_token_budget", "enable_thinking", "seed"}  # that OpenAI does not know
+REASONING = {"context", "effort", "generate_summary", "mode", "summary"}  # what OpenAI knows in `reasoning`
 
 
 def wish(form: ResponseRequest, messages: tuple[dict[str, Any], ...]) -> Wish:
@@ -210,7 +211,11 @@ def refuse(form: ResponseRequest, settings: Settings) -> None:
 
 def _as_o1(form: ResponseRequest) -> None:
     fields = form.model_fields_set | {*(form.model_extra or {})}
-    for name in sorted(fields & OURS | fields - KNOWN.keys() - ResponseRequest.model_fields.keys()):
+    foreign = sorted(fields & OURS | fields - KNOWN.keys() - ResponseRequest.model_fields.keys())
+    if form.reasoning is not None:
+        inside = form.reasoning.model_fields_set | {*(form.reasoning.model_extra or {})}
+        foreign += [f"reasoning.{name}" for name in sorted(inside - REASONING)]
+    for name in foreign:
         raise invalid(f"Unknown parameter: '{name[:60]}'.", name[:60], "unknown_parameter")
     for name in ("temperature", "top_p", "top_logprobs"):
         if getattr(form, name, None) not in (None, 0 if name == "top_logprobs" else 1):
