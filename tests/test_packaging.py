@@ -6,6 +6,7 @@ import re
 import shutil
 import subprocess
 import sys
+import tarfile
 import tomllib
 import zipfile
 from pathlib import Path
@@ -104,6 +105,20 @@ def test_the_wheel_holds_the_model_and_the_report_assets(tmp_path: Path):
     source = {str(p.relative_to(tree / "src")) for p in (tree / "src").rglob("*") if p.is_file()}
     assert set(planted) <= source <= held
     assert not [name for name in held if "__pycache__" in name or name.startswith(("tests", "runs"))]
+
+
+@pytest.mark.slow
+def test_the_source_archive_holds_all_that_the_repository_does(tmp_path: Path):
+    """Its tests read deploy/ and the scripts in runs/ as well."""
+    if not (ROOT / ".git").exists():
+        pytest.skip("this is no checkout")
+    tracked = run("git", "ls-files").stdout.splitlines()
+    done = run(sys.executable, "-m", "hatchling", "build", "-t", "sdist", "-d", str(tmp_path))
+    assert done.returncode == 0, done.stderr
+    [archive] = tmp_path.glob("mull-*.tar.gz")
+    with tarfile.open(archive) as packed:
+        held = {name.partition("/")[2] for name in packed.getnames()}
+    assert len(tracked) > 100 and [name for name in tracked if name not in held and not name.startswith(".")] == []
 
 
 def test_the_licence_is_whole():
