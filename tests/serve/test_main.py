@@ -66,7 +66,7 @@ def test_the_address_that_is_told_can_be_opened():
     ("host", "keys", "warned"), [("0.0.0.0", False, True), ("0.0.0.0", True, False), ("127.0.0.1", False, False)]
 )
 def test_a_warning_where_others_can_come_in_without_a_key(host, keys, warned, tmp_path: Path, capsys, monkeypatch):
-    async def nothing(settings, listener):
+    async def nothing(settings, files, listener):
         pass
 
     monkeypatch.setattr(main, "_run", nothing)
@@ -75,6 +75,21 @@ def test_a_warning_where_others_can_come_in_without_a_key(host, keys, warned, tm
     path.write_text("key\n")
     main.serve(Settings(host=host, port=0, keys=path if keys else None))
     assert ("no API key is asked for" in capsys.readouterr().err) == warned
+
+
+@pytest.mark.parametrize("key", ["keys", "admin", "secret", "store", "calibration"])
+def test_a_file_that_cannot_be_used_is_said_before_the_model_is_loaded(key: str, tmp_path: Path, monkeypatch):
+    monkeypatch.setattr("mull.serve.logs.setup", lambda *_: None)
+    path = tmp_path / "no" / "such" / "file"
+    with pytest.raises(UserError, match=str(path)):
+        main.serve(Settings(model="/no/such/model", port=0, **{key: str(path) if key == "calibration" else path}))
+
+
+def test_the_store_is_closed_where_the_model_cannot_be_loaded(tmp_path: Path, monkeypatch):
+    monkeypatch.setattr("mull.serve.logs.setup", lambda *_: None)
+    with pytest.raises(UserError, match="/no/such/model"):
+        main.serve(Settings(model="/no/such/model", port=0, store=tmp_path / "s.db"))
+    assert [path.name for path in tmp_path.iterdir()] == ["s.db"]  # SQLite's last connection cleans up
 
 
 def test_the_door_says_503_until_there_is_an_app():

@@ -19,8 +19,9 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from mull import __version__
 from mull.serve import chat_api, completions_api, models_api, operator_api, page_api, responses_api
-from mull.serve.auth import Keys, Near, is_loopback, read_keys
+from mull.serve.auth import Keys, Near, is_loopback
 from mull.serve.errors import ApiError, broken, invalid
+from mull.serve.files import Files, opened
 from mull.serve.limits import Bodies, problem_response
 from mull.serve.schemas import path
 from mull.serve.service import Service
@@ -30,20 +31,28 @@ EXPOSED = ["x-request-id", "x-mull-ignored", "retry-after", "retry-after-ms"]
 log = logging.getLogger("mull.serve")
 
 
-def make_app(service: Service) -> FastAPI:
-    """UserError where the settings name a keys file that cannot be used."""
+def make_app(service: Service, files: Files | None = None) -> FastAPI:
+    """`files`: those of the service's settings, where they are open already; UserError for one that cannot be used. The
+    application closes them at its end."""
     s = service.settings
-    keys = read_keys(s.keys) if s.keys else ()
+    files = files or opened(s)
     app = FastAPI(title="mull", version=__version__, docs_url=None, redoc_url=None, redirect_slashes=False)
-    for api in (chat_api, responses_api, completions_api, models_api, operator_api, page_api):
-        app.include_router(api.router(service))
+    for api in (
+        chat_api.router(service),
+        responses_api.router(service, files.secret, files.store),
+        completions_api.router(service),
+        models_api.router(service),
+        operator_api.router(service, files.admin),
+        page_api.router(service),
+    ):
+        app.include_router(api)
     app.add_exception_handler(ApiError, _refused)
     app.add_exception_handler(HTTPException, _unrouted)
     app.add_exception_handler(RequestValidationError, _misspelt)
     app.add_exception_handler(Gone, _nobody)
     app.add_middleware(Bodies, most_bytes=s.max_body, seconds=s.body_seconds)
-    if keys:
-        app.add_middleware(Keys, keys=keys)
+    if files.keys:
+        app.add_middleware(Keys, keys=files.keys)
     elif is_loopback(s.host):
         app.add_middleware(Near)
     if s.origins:
@@ -55,7 +64,7 @@ def make_app(service: Service) -> FastAPI:
             expose_headers=EXPOSED,
         )
     app.add_middleware(Numbered)
-    app.openapi = lambda: _document(app, bool(keys))
+    app.openapi = lambda: _document(app, bool(files.keys))
     return app
 
 

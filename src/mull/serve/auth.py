@@ -36,6 +36,17 @@ def read_keys(path: Path) -> tuple[bytes, ...]:
     return tuple(dict.fromkeys(hashlib.sha256(key.encode()).digest() for key in keys))
 
 
+def admin_key(path: Path) -> bytes:
+    """The digest of the one line of the file; UserError where there is none."""
+    try:
+        key = path.read_bytes().strip()
+    except OSError as problem:
+        raise UserError(f"the admin key file {path} cannot be read ({problem.strerror})") from None
+    if len(key) < 16 or b"\n" in key or not key.isascii():
+        raise UserError(f"the admin key file {path} must hold one key of 16 ASCII characters or more, on one line")
+    return hashlib.sha256(key).digest()
+
+
 def owner(request: Request) -> str:
     """Whose request it is: the hash of its API key, "" where none is asked for."""
     return request.scope.get("state", {}).get("owner", "")

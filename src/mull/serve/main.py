@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from starlette.types import ASGIApp, Receive, Scope, Send
 
     from mull.search.sources import Opened
+    from mull.serve.files import Files
     from mull.serve.service import Service
 
 ANSWER = 15.0  # seconds that jobs have to answer at once, at the end of the drain: job.GRACE and some more
@@ -43,6 +44,7 @@ def serve(settings: Settings) -> None:
             raise MissingExtra(package.replace("_", "-"), "serve", "mull serve") from None
     from mull.serve import logs
     from mull.serve.auth import is_loopback
+    from mull.serve.files import opened
 
     logs.setup(settings.log_prompts)
     listener = bound(settings.host, settings.port)
@@ -53,7 +55,9 @@ def serve(settings: Settings) -> None:
                 " give a file of keys with --keys",
                 file=sys.stderr,
             )
-        asyncio.run(_run(settings, listener))
+        files = opened(settings)
+        with contextlib.closing(files.store):
+            asyncio.run(_run(settings, files, listener))
     finally:
         listener.close()
 
@@ -111,7 +115,7 @@ class Door:
         await send({"type": "http.response.body", "body": body})
 
 
-async def _run(settings: Settings, listener: socket.socket) -> None:
+async def _run(settings: Settings, files: Files, listener: socket.socket) -> None:
     import uvicorn
 
     class Quiet(uvicorn.Server):
@@ -136,7 +140,7 @@ async def _run(settings: Settings, listener: socket.socket) -> None:
     serving = asyncio.ensure_future(server.serve([listener]))
     sweeping = asyncio.ensure_future(sweep(server))
     begun = time.monotonic()
-    opening = asyncio.ensure_future(_until_stopped(settings, door, listener, stop))
+    opening = asyncio.ensure_future(_until_stopped(settings, files, door, listener, stop))
     try:
         await asyncio.wait({opening, serving}, return_when=asyncio.FIRST_COMPLETED)
         if serving.done():  # uvicorn has failed
@@ -150,7 +154,9 @@ async def _run(settings: Settings, listener: socket.socket) -> None:
     log.info("stopped", extra={"fields": {"seconds": round(time.monotonic() - begun, 3)}})
 
 
-async def _until_stopped(settings: Settings, door: Door, listener: socket.socket, stop: asyncio.Event) -> None:
+async def _until_stopped(
+    settings: Settings, files: Files, door: Door, listener: socket.socket, stop: asyncio.Event
+) -> None:
     """Loads, serves, and drains once it is told to stop."""
     from mull.serve.app import make_app
     from mull.serve.logs import Logged
@@ -162,7 +168,7 @@ async def _until_stopped(settings: Settings, door: Door, listener: socket.socket
         if tools is None:  # nothing can stop the thread that loads, and nobody needs what it does
             os._exit(0)
         service = Service(settings, tools)
-        app = make_app(service)
+        app = make_app(service, files)
         others: list[asyncio.Future[Any]] = []
         async with app.router.lifespan_context(app):
             if hasattr(signal, "SIGHUP"):

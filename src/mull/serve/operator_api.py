@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hmac
 from hashlib import sha256
-from pathlib import Path
 from typing import Any
 
 from fastapi import APIRouter, Request, Response
@@ -17,7 +16,6 @@ from fastapi.responses import JSONResponse
 from prometheus_client import generate_latest
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
 
-from mull.errors import UserError
 from mull.serve.errors import ApiError, invalid
 from mull.serve.limits import read_json
 from mull.serve.plan import Level
@@ -54,10 +52,9 @@ class Reloaded(Shape):
     seconds: float
 
 
-def router(service: Service) -> APIRouter:
-    """UserError where the settings name an admin key file that cannot be used."""
-    api, s = APIRouter(), service.settings
-    digest = sha256(admin_key(s.admin)).digest() if s.admin else None
+def router(service: Service, admin: bytes | None) -> APIRouter:
+    """`admin`: the digest of the admin key."""
+    api = APIRouter()
 
     @api.get(
         "/metrics",
@@ -95,11 +92,11 @@ def router(service: Service) -> APIRouter:
     async def reload_route(request: Request) -> Response:
         """Loads the model's folder again, or another `model`, beside the old weights. Requests under way end on
         theirs. For the operator alone."""
-        if digest is None:
+        if admin is None:
             message = "Reloading over HTTP is off: start the server with admin=FILE, or send it the signal SIGHUP."
             raise ApiError(403, message, type="permission_error", code="reload_off")
         given = sha256(request.headers.get(HEADER, "").encode("utf-8", "surrogateescape")).digest()
-        if not hmac.compare_digest(given, digest):
+        if not hmac.compare_digest(given, admin):
             raise ApiError(401, f"Give the admin key in the header {HEADER}.", code="invalid_admin_key")
         body: dict[str, Any] = await read_json(request) if await request.body() else {}
         if unknown := [key for key in body if key != "model"]:
@@ -113,14 +110,3 @@ def router(service: Service) -> APIRouter:
         return JSONResponse({"model": service.name, **told})
 
     return api
-
-
-def admin_key(path: Path) -> bytes:
-    """The one line of the file; UserError where there is none."""
-    try:
-        key = path.read_bytes().strip()
-    except OSError as problem:
-        raise UserError(f"the admin key file {path} cannot be read ({problem.strerror})") from None
-    if len(key) < 16 or b"\n" in key or not key.isascii():
-        raise UserError(f"the admin key file {path} must hold one key of 16 ASCII characters or more, on one line")
-    return key

@@ -34,7 +34,7 @@ from mull.serve.responses_schemas import INCLUDED, ResponseRequest, detail, refu
 from mull.serve.responses_shapes import Deleted, Items, Responded
 from mull.serve.responses_store import Store, Stored
 from mull.serve.schemas import checked, document, served
-from mull.serve.seal import Seal, secret
+from mull.serve.seal import Seal
 from mull.serve.service import Service
 from mull.serve.shapes import POSTED, errors, streams
 from mull.serve.sse import frame, streamed, while_there
@@ -49,11 +49,10 @@ LINKS = {
 log = logging.getLogger("mull.serve")
 
 
-def router(service: Service) -> APIRouter:
-    """UserError where the settings name a store or a secret that cannot be used."""
+def router(service: Service, secret: bytes, store: Store) -> APIRouter:
+    """The store is closed with the application."""
     s = service.settings
-    seal = Seal(secret(s.secret), service.name)
-    store = Store(s.store, s.store_days, s.store_bytes)
+    seal = Seal(secret, service.name)
 
     @asynccontextmanager
     async def closing(_: Any) -> AsyncIterator[None]:

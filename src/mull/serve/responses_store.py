@@ -51,7 +51,7 @@ class Store:
 
     def __init__(self, path: Path | None, days: float, most_bytes: int):
         self.path, self.seconds, self.most_bytes = path, 86400 * days, most_bytes
-        self._thread = ThreadPoolExecutor(1, "mull-store")
+        self._thread, self._closed = ThreadPoolExecutor(1, "mull-store"), False
         try:
             self._db = self._thread.submit(self._opened).result()
         except BaseException:
@@ -74,8 +74,11 @@ class Store:
         return await self._do(lambda: self._items(ids, owner))
 
     def close(self) -> None:
-        self._thread.submit(self._db.close).result()
-        self._thread.shutdown()
+        """May be called again."""
+        if not self._closed:
+            self._closed = True
+            self._thread.submit(self._db.close).result()
+            self._thread.shutdown()
 
     async def _do(self, work: Callable[[], T]) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._thread, work)
