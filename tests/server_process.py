@@ -36,7 +36,8 @@ class Started:
         return httpx2.Client(base_url=self.url, headers=headers, timeout=60, trust_env=False)
 
     def log(self) -> list[dict[str, Any]]:
-        return [json.loads(line) for line in (self.folder / "err").read_text().splitlines()]
+        lines = (self.folder / "err").read_text().splitlines()
+        return [json.loads(line) for line in lines if not line.startswith("warning: ")]
 
 
 def environment(**more: str) -> dict[str, str]:

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import json
+import os
 import signal
 import socket
 import subprocess
@@ -17,6 +18,7 @@ import httpx2
 import pytest
 import uvicorn
 
+from mull.engine import native
 from mull.errors import UserError
 from mull.serve import main
 from mull.serve.auth import is_loopback
@@ -90,6 +92,21 @@ def test_the_store_is_closed_where_the_model_cannot_be_loaded(tmp_path: Path, mo
     with pytest.raises(UserError, match="/no/such/model"):
         main.serve(Settings(model="/no/such/model", port=0, store=tmp_path / "s.db"))
     assert [path.name for path in tmp_path.iterdir()] == ["s.db"]  # SQLite's last connection cleans up
+
+
+@pytest.mark.parametrize(
+    "library, settings, warned",
+    [
+        (None, {}, True),
+        (object(), {}, False),
+        (None, {"device": "cuda"}, False),
+        (None, {"endpoint": "http://localhost:9/v1"}, False),
+    ],
+)
+def test_a_warning_where_the_engine_has_no_kernel(library, settings, warned: bool, capsys, monkeypatch):
+    monkeypatch.setattr(native, "load", lambda: (library, "there is no compiler"))
+    asyncio.run(main._warn_of_torch(Settings(**settings)))
+    assert capsys.readouterr().err == "warning: there is no compiler\n" * warned
 
 
 def test_the_door_says_503_until_there_is_an_app():
@@ -224,11 +241,13 @@ class Process(SimpleNamespace):
 
 
 @contextlib.contextmanager
-def served(tmp_path: Path, *options: str) -> Iterator[Process]:
+def served(tmp_path: Path, *options: str, **variables: str) -> Iterator[Process]:
     log = tmp_path / "log"
     command = [sys.executable, "-m", "mull", "serve", "--model", "nano", "--port", "0", *options]
     with log.open("w") as err:
-        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=err, text=True, cwd=tmp_path)
+        process = subprocess.Popen(
+            command, stdout=subprocess.PIPE, stderr=err, text=True, cwd=tmp_path, env={**os.environ, **variables}
+        )
     assert process.stdout is not None
     timer = threading.Timer(PATIENCE, process.kill)
     timer.start()
@@ -302,7 +321,8 @@ def test_the_process_serves_reloads_and_ends_when_all_have_their_answers(tmp_pat
 
 
 def test_a_second_signal_ends_the_process_at_once(tmp_path: Path):
-    with served(tmp_path, "-o", "drain_seconds=600", "-o", "think_tokens=900") as server:
+    with served(tmp_path, "-o", "drain_seconds=600", "-o", "think_tokens=900", MULL_NATIVE="0") as server:
+        assert "warning: native attention is switched off" in server.log.read_text()
         port = int(server.url.rpartition(":")[2])
         body = json.dumps(SLOW | {"stream": True}).encode()
         head = f"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(body)}\r\n"

@@ -177,6 +177,7 @@ async def _until_stopped(
                 )
             if settings.watch_model and not settings.endpoint:
                 others.append(asyncio.ensure_future(service.weights.watch(settings.watch_model, service)))
+            await _warn_of_torch(settings)
             door.app = Logged(app, settings.log_prompts)
             where = address_of(listener)
             print(f"serving {service.name} at {where}/v1" + (f", with a page at {where}/" if settings.page else ""))
@@ -209,6 +210,16 @@ async def _tools(settings: Settings, stop: asyncio.Event) -> AsyncIterator[Opene
     await asyncio.wait({loading, stopping}, return_when=asyncio.FIRST_COMPLETED)
     stopping.cancel()
     yield loading.result() if loading.done() else None
+
+
+async def _warn_of_torch(settings: Settings) -> None:
+    """A line where a model that runs here on the CPU has to do without the kernel for it."""
+    from mull.engine import native
+
+    if settings.device == "cpu" and not settings.endpoint:
+        library, said = await asyncio.to_thread(native.load)
+        if library is None:
+            print(f"warning: {said}", file=sys.stderr)
 
 
 async def drain(service: Service, tick: float = 0.05) -> None:
