@@ -126,6 +126,20 @@ def test_every_operation_says_how_it_fails():
                 assert set(operation["responses"]["200"]["content"]) == {"application/json", "text/event-stream"}
 
 
+def test_the_refusal_of_other_hosts_is_in_the_document_where_it_can_come(tmp_path):
+    (tmp_path / "keys").write_text("k\n")
+    for options, said in (({}, True), ({"keys": tmp_path / "keys"}, False), ({"host": "0.0.0.0"}, False)):
+        for path, item in document(**options)["paths"].items():
+            for operation in item.values():
+                refused = operation["responses"].get("403", {"description": ""})
+                assert ("`Host`" in refused["description"]) == said, path
+                if path == "/mull/reload":
+                    assert refused["description"].endswith("The server was started without an admin key.")
+                if said:
+                    [content] = refused["content"].values()
+                    assert content["schema"] == {"$ref": "#/components/schemas/ErrorBody"}
+
+
 def test_what_can_be_done_with_a_response_is_linked():
     paths = document()["paths"]
     known = {operation["operationId"]: path for path, item in paths.items() for operation in item.values()}

@@ -28,6 +28,7 @@ from mull.serve.service import Service
 from mull.serve.sse import Gone
 
 EXPOSED = ["x-request-id", "x-mull-ignored", "retry-after", "retry-after-ms"]
+_ERROR = {"application/json": {"schema": {"$ref": "#/components/schemas/ErrorBody"}}}
 log = logging.getLogger("mull.serve")
 
 
@@ -51,9 +52,10 @@ def make_app(service: Service, files: Files | None = None) -> FastAPI:
     app.add_exception_handler(RequestValidationError, _misspelt)
     app.add_exception_handler(Gone, _nobody)
     app.add_middleware(Bodies, most_bytes=s.max_body, seconds=s.body_seconds)
+    near = not files.keys and is_loopback(s.host)
     if files.keys:
         app.add_middleware(Keys, keys=files.keys)
-    elif is_loopback(s.host):
+    elif near:
         app.add_middleware(Near)
     if s.origins:
         app.add_middleware(
@@ -64,7 +66,7 @@ def make_app(service: Service, files: Files | None = None) -> FastAPI:
             expose_headers=EXPOSED,
         )
     app.add_middleware(Numbered)
-    app.openapi = lambda: _document(app, bool(files.keys))
+    app.openapi = lambda: _document(app, bool(files.keys), near)
     return app
 
 
@@ -138,14 +140,18 @@ async def _nobody(request: Request, problem: Exception) -> Response:
 # ------------------------------------------------------------------------------------------------- the document
 
 
-def _document(app: FastAPI, with_keys: bool) -> dict[str, Any]:
-    """The OpenAPI document: bodies' definitions in their place, and no 422, which is never answered."""
+def _document(app: FastAPI, with_keys: bool, near: bool) -> dict[str, Any]:
+    """The OpenAPI document: bodies' definitions in their place, no 422, which is never answered, and what comes from
+    around the routes: keys, and `near`, the refusal of other hosts' names."""
     if app.openapi_schema:
         return app.openapi_schema
     made = get_openapi(title=app.title, version=app.version, routes=app.routes)
     known = made.setdefault("components", {}).setdefault("schemas", {})
     for operation in (one for item in made["paths"].values() for one in item.values()):
         operation["responses"].pop("422", None)
+        if near:
+            refused = operation["responses"].setdefault("403", {"description": "", "content": _ERROR})
+            refused["description"] = f"The header `Host` names another machine. {refused['description']}".strip()
         for content in operation.get("requestBody", {}).get("content", {}).values():
             known.update(content["schema"].pop("$defs", {}))
     for unused in ("HTTPValidationError", "ValidationError"):
