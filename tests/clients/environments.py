@@ -45,7 +45,7 @@ def python(name: str) -> Path:
             try:
                 _run([sys.executable, "-m", "venv", "--clear", str(folder)])
                 # The pins are complete. Without --no-deps a resolver might add packages of hundreds of megabytes.
-                install = [str(interpreter), "-m", "pip", "install", "--quiet", "--no-deps"]
+                install = [str(interpreter), "-m", "pip", "install", "--quiet", "--no-deps", "--no-compile"]
                 _run([*install, *shlex.split(os.environ.get("PIP_ARGS", "")), "--requirement", str(pins)])
                 _run([str(interpreter), "-m", "pip", "check"])
             except Unavailable as problem:

@@ -41,7 +41,7 @@ def sent(client, server, folder, part):
     command += ["--header", f"Authorization: Bearer {server.key}", "--header", f"x-mull-admin: {ADMIN}"]
     command += ["--include-path-regex", paths, "--phases", phases]
     command += ["--max-examples", str(max(1, round(CASES * share / 100))), "--seed", "1", "--no-shrink"]
-    command += ["--continue-on-failure", "--exclude-checks", "positive_data_acceptance", "--request-timeout", "600"]
+    command += ["--continue-on-failure", "--exclude-checks", "positive_data_acceptance", "--request-timeout", "3000"]
     command += ["--generation-database", "none", "--warnings", "off", "--no-color", "--report", "json"]
     command += ["--report-json-path", str(report)]
     # How fast it invents requests is no matter of ours.
