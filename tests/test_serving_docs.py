@@ -26,7 +26,7 @@ import pytest
 from mull.config import describe
 from mull.engine.scripted import ScriptedSampler
 from mull.serve import main as serve_main
-from mull.serve import sse
+from mull.serve import sse, written
 from mull.serve.plan import CHAINS, WORDS
 from mull.serve.schemas import STOPS
 from mull.serve.settings import Settings
@@ -302,6 +302,7 @@ def test_its_seconds_are_those_of_the_code():
         f"after {serve_main.HEAD:g} s for its head": serve_main.HEAD,
         f"then {serve_main.ANSWER:g} s to answer": serve_main.ANSWER,
         f"may take {serve_main.FLUSH:g} s more": serve_main.FLUSH,
+        f"waits a quarter of the time that it took, from {written.LEAST_WAIT:g} s to {written.MOST_WAIT:g} s": written,
         f"`stop`: up to {STOPS} strings": STOPS,
     }
     assert [words for words in said if words not in text] == []

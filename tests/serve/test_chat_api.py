@@ -182,7 +182,7 @@ def test_hidden_thoughts_are_summarised_and_shown_ones_are_not(effort):
 @pytest.mark.parametrize(
     "options",
     [
-        {"summaries": False},
+        {"summaries": "none"},
         {"asked": {"reasoning": {"exclude": True}}},
         {"asked": {"include_reasoning": False}},
         {"thoughts": "shown", "asked": {"reasoning": {"exclude": True}}},

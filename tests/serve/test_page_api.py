@@ -266,7 +266,7 @@ def test_hidden_thoughts_never_leave(strategy):
     more = {"mull": {"strategy": strategy, "samples": 4}} if strategy else {"reasoning_effort": "low"}
 
     def sent(thoughts):
-        options = {"think_tokens": 200, "answer_tokens": 8, "summaries": False, "thoughts": thoughts}
+        options = {"think_tokens": 200, "answer_tokens": 8, "summaries": "none", "thoughts": thoughts}
         scored = strategy.startswith(("beam", "mcts"))  # by the model, which no script has
         return asked(nano_service(**options) if scored else scripted_service(script, **options), seed=1, **more)
 

@@ -88,7 +88,7 @@ def test_summary_says_how_much_is_told(summary):
     assert texts == {None: [], "concise": ["**the word is xyzzy**"]}.get(summary, detailed)
     old = made(scripted_service(script("4")), reasoning={"generate_summary": summary})
     assert [part["text"] for part in old["output"][0]["summary"]] == texts
-    off = made(scripted_service(script("4"), summaries=False), reasoning={"summary": summary})
+    off = made(scripted_service(script("4"), summaries="none"), reasoning={"summary": summary})
     assert off["output"][0]["summary"] == []
 
 

@@ -32,6 +32,7 @@ from mull.serve.summary import Section
 from mull.serve.vendor import vendor
 
 Shown = Literal["", "summary", "raw"]
+SUMS = ("looped", "lost", "wasted_tokens", "summary_tokens", "scorer_tokens", "flops")
 
 
 def router(service: Service) -> APIRouter:
@@ -61,7 +62,7 @@ def router(service: Service) -> APIRouter:
 def shown(form: ChatRequest, settings: Settings) -> Shown:
     if form.excluded:
         return ""
-    return "raw" if settings.thoughts == "shown" else "summary" if settings.summaries else ""
+    return "raw" if settings.thoughts == "shown" else "summary" if settings.summaries != "none" else ""
 
 
 def failed(problem: ApiError) -> bytes:
@@ -218,7 +219,7 @@ def together(results: Sequence[Result]) -> dict[str, Any]:
     firsts = [one["first_token"] for one in made if one["first_token"] is not None]
     return {
         **made[0],
-        **{key: sum(one[key] for one in made) for key in ("looped", "lost", "wasted_tokens", "scorer_tokens", "flops")},
+        **{key: sum(one[key] for one in made) for key in SUMS},
         "wanted": max(one["wanted"] for one in made),
         "votes": [{"answer": answer, "count": count} for answer, count in votes.most_common()],
         "early": next((one["early"] for one in made if one["early"]), ""),

@@ -142,6 +142,7 @@ def asked(form: ChatRequest, settings: Settings) -> Wish:
         top_p=None if form.top_p is None else max(form.top_p, 1e-6),  # 0: the likeliest token alone
         seed=form.seed,
         stop=stops(form.stop, 4) if strict else stops(form.stop),
+        summary=not form.excluded and settings.thoughts == "hidden",
         end_user=form.user or "",
     )
 

@@ -90,7 +90,11 @@ def needs(plan: Plan, prompt: int, context: int) -> Room:
     pages = n * max(1, each)
     if plan.tokens is not None:  # all branches share the budget; each may leave two pages half empty
         pages = min(pages, 2 * n + -(-(plan.tokens + n * TAGS) // PAGE))
-    return Room(shared + pages, n)
+    room = Room(shared + pages, n)
+    if plan.summary:  # beside a single chain, but behind many
+        writer = Room(-(-plan.summary // PAGE), 1)
+        return room + writer if plan.single else Room(max(room.pages, writer.pages), n)
+    return room
 
 
 def needs_at_most(plan: Plan, prompt: int, context: int) -> Room:
@@ -153,6 +157,14 @@ class Gate:
         self.reserved += need(place.chains) - place.room
         place.room = need(place.chains)
         self._serve()
+
+    def more(self, place: Place, room: Room) -> bool:
+        """Lets a place hold so much, if there is that much and nobody waits for it; whether it may."""
+        if self.line or not (self.capacity - (self.reserved - place.room)).holds(room):
+            return False
+        self.reserved += room - place.room
+        place.room = room
+        return True
 
     def close(self) -> None:
         """Nobody comes in any more, and who waits is told so."""

@@ -33,6 +33,7 @@ from mull.search.tree import NO_ANSWER
 from mull.serve.live import Live, Step
 from mull.serve.plan import Plan
 from mull.serve.summary import Section, Summary
+from mull.serve.written import Written, patience
 from mull.types import Question, SamplingParams, SpanKind, Trace
 
 GRACE = 10.0  # seconds that a forced answer may take when time is up
@@ -95,8 +96,9 @@ class Result:
     @property
     def wasted_tokens(self) -> int:
         """Sampled in branches that the answer did not come from."""
-        return self.reasoning_tokens - self.path_tokens
+        return self.reasoning_tokens - self.path_tokens - self.summary_tokens
 
+    summary_tokens: int = 0  # sampled for a summary in the model's own words, used or not; no thought of any branch
     path_tokens: int = 0  # thought tokens on the path that the answer came from
 
 
@@ -122,11 +124,26 @@ class Job:
         self.calibration, self.most_seconds, self.gather = calibration, most_seconds, gather
         self.live = Live(tools.chat, tools.chat.prompt(question.asked), plan.most_tokens)
         self.result: Result | None = None  # once there is one, for who looks after a job but does not follow it
+        self.written = Written(plan, tools, seed, self.live.changed) if plan.summary else None
         self._now = asyncio.Event()
 
     def answer_now(self) -> None:
         """Thinking ends as soon as possible, with an answer from what there is."""
         self._now.set()
+        self.live.tell()  # whoever waits for a summary
+
+    @property
+    def hurried(self) -> bool:
+        return self._now.is_set()
+
+    @property
+    def summary_tokens(self) -> int:
+        return self.written.live.sampled if self.written else 0
+
+    @property
+    def sampled(self) -> int:
+        """Tokens, of thoughts, answers and summary."""
+        return self.live.sampled + self.summary_tokens
 
     async def run(self) -> Result:
         """The work itself. Cancelling it withdraws everything that it has asked for. UserError for what cannot be
@@ -265,28 +282,32 @@ async def follow(job: Job, tick: float = 0.5) -> AsyncGenerator[Event]:
     first at once), the `Result` last. Closing the iterator (`contextlib.aclosing`) withdraws the job."""
     work, over, changed = asyncio.ensure_future(job.run()), asyncio.Event(), job.live.changed
     work.add_done_callback(lambda _: (over.set(), changed.set()))
-    spoken, thought, summary = Spoken(job.tools.chat, job.stop), _Thinker(job), Summary(job.plan)
-    told: list[Section] = []
+    spoken, thought, summary = Spoken(job.tools.chat, job.stop), _Thinker(job), Summary(job.plan, job.written)
+    told, writer = list[Section](), job.written
 
-    def tell(found: Iterable[Section]) -> Iterable[Section]:
+    def tell(found: Iterable[Section], answering: bool = False) -> Iterable[Section]:
+        """These, and behind them what the writer has ready, or all that it owes when the answer begins."""
         for section in found:
+            told.append(section)
+            yield section
+        for section in () if writer is None else writer.over() if answering else writer.ready():
             told.append(section)
             yield section
 
     try:
         last, told_any = -tick, not job.plan.single
         while not work.done():
-            changed.clear()
             await _set(changed, tick)
+            changed.clear()
             if job.plan.single:
                 if text := thought.read():
                     told_any = True
                     yield Thought(text)
-                    for section in tell(summary.push(text)):
-                        yield section
+                for section in tell(summary.push(text)):
+                    yield section
                 if text := spoken.read(job.live):
                     told_any = True
-                    for section in tell(summary.rest("", ())):
+                    for section in tell(summary.rest("", ()), answering=True):
                         yield section
                     yield Delta(text)
             if time.monotonic() - last >= tick:
@@ -302,14 +323,43 @@ async def follow(job: Job, tick: float = 0.5) -> AsyncGenerator[Event]:
             yield Thought(text)
             for section in tell(summary.push(text)):
                 yield section
-        for section in tell(summary.rest(result.thought, result.votes)):
+        waits = _wait(job, result)
+        for section in tell(summary.rest(result.thought, result.votes), answering=not waits):
             yield section
+        if writer is not None and waits:
+            end = time.monotonic() + waits
+            while writer.busy and not job.hurried and (left := end - time.monotonic()) > 0:
+                await _set(changed, left)
+                changed.clear()
+                for section in tell(()):
+                    yield section
+            for section in tell((), answering=True):
+                yield section
+            result.seconds = job.live.seconds
+        if writer is not None:
+            await _cancelled(*writer.tasks)
+            result.summary_tokens = writer.live.sampled
+            result.completion_tokens += writer.live.sampled
+            result.flops += writer.live.cost.flops
         if text := spoken.rest(result.content):
             yield Delta(text)
         result.summary = told
         yield result
     finally:
-        await _cancelled(work)
+        await _cancelled(work, *(writer.tasks if writer else ()))
+
+
+def _wait(job: Job, result: Result) -> float:
+    """Seconds that the answer of many branches may wait for words about the thought that won, of which nothing can be
+    told before; 0 where somebody is in a hurry. Then the writer may spend what the request's budget has left, behind
+    the tokens that are kept for the answer."""
+    writer, plan, live = job.written, job.plan, job.live
+    if writer is None or plan.single or result.early or job.hurried:
+        return 0.0
+    if plan.tokens is not None:
+        writer.room = plan.tokens - plan.answer_tokens - (live.sampled - result.answer_tokens)
+    left = patience(result.seconds) if job.most_seconds is None else job.most_seconds - live.seconds
+    return max(0.0, min(patience(result.seconds), left))
 
 
 async def _set(event: asyncio.Event, seconds: float) -> None:

@@ -64,7 +64,7 @@ class Record:
 
     @property
     def sampled(self) -> int:
-        return self.job.live.sampled if self.job else 0
+        return self.job.sampled if self.job else 0
 
 
 class Meter:
@@ -94,6 +94,8 @@ class Meter:
         self.reasoning = counter("reasoning_tokens", "Sampled tokens that are no part of an answer returned")
         self.answer = counter("answer_tokens", "Sampled tokens of the answers returned")
         self.wasted = counter("wasted_tokens", "Reasoning tokens in branches that no answer came from")
+        self.written = counter("summary_tokens", "Reasoning tokens of summaries that the model wrote, used or not")
+        self.sections = counter("summary_sections", "Sections of summaries that the model was to write", "how")
         self.prompt = counter("prompt_tokens", "Prompt tokens of jobs")
         self.cached = counter("cached_tokens", "Prompt tokens that did not have to be computed again")
         self.scorer = counter("scorer_tokens", "Tokens that scorers and critics read")
@@ -136,17 +138,21 @@ class Meter:
         self.scorer.inc(live.cost.scorer_tokens)
         self.reduced.inc(job.plan.wanted > 0)
         self.cancelled.inc(outcome == "cancelled")
-        self._recent.append((now, live.sampled))
+        self.written.inc(job.summary_tokens)
+        if job.written is not None:
+            self.sections.labels("written").inc(job.written.written)
+            self.sections.labels("quoted").inc(job.written.quoted)
+        self._recent.append((now, job.sampled))
         self.rate()
         if one.first_token is not None:
             self.first.labels(level).observe(one.first_token)
         if result is None:
-            self.reasoning.inc(live.sampled)
+            self.reasoning.inc(job.sampled)
             self.wasted.inc(live.sampled)
             return
         # A client may read its stream for longer than the answer took.
         self.whole.labels(level).observe(live.started - one.started + result.seconds)
-        self.reasoning.inc(result.reasoning_tokens)
+        self.reasoning.inc(job.sampled - result.answer_tokens)  # a client may have left while a summary was written
         self.answer.inc(result.answer_tokens)
         self.wasted.inc(max(0, result.wasted_tokens))
         self.exhausted.inc(result.exhausted)

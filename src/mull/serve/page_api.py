@@ -13,7 +13,7 @@ import hashlib
 import math
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from importlib.resources import files
 from typing import Any
 
@@ -113,7 +113,7 @@ def router(service: Service) -> APIRouter:
         served(form.model, service.name, required=False)
         if (form.n or 1) != 1:
             raise invalid("Invalid 'n': the page asks for one answer at a time.", "n", "invalid_value")
-        wish = asked(form, service.settings)
+        wish = replace(asked(form, service.settings), summary=True)
         return await streamed(
             request, _frames(service, wish, request_id(request)), _failed, service.settings.ping_seconds
         )
@@ -148,7 +148,7 @@ def _config(service: Service) -> dict[str, Any]:
         "model": service.name,
         "version": __version__,
         "thoughts": s.thoughts == "shown",
-        "summaries": s.summaries,
+        "summaries": s.summaries != "none",
         "strict": s.params == "strict_o1",
         "max_samples": s.max_samples,
         "think_tokens": s.think_tokens,
@@ -200,7 +200,7 @@ async def _frames(service: Service, wish: Wish, request: str) -> AsyncGenerator[
     """begun; then progress, section, thought, nodes, delta as they come; result."""
     try:
         async with service.job(wish, request) as job:
-            telling = Telling(job, service.settings.thoughts == "shown", service.settings.summaries)
+            telling = Telling(job, service.settings.thoughts == "shown", service.settings.summaries != "none")
             yield frame(telling.begun(request), "begun")
             async with aclosing(follow(job, tick=TICK)) as events:
                 async for event in events:

@@ -39,6 +39,7 @@ class Wish:
     top_p: float | None = None
     seed: int | None = None
     stop: tuple[str, ...] = ()  # of the answer alone
+    summary: bool = True  # whether anybody will see one
     end_user: str = field(default="", compare=False)
 
 
@@ -54,6 +55,7 @@ class Plan:
     top_p: float = 1.0
     ignored: tuple[str, ...] = ()  # parameters that this plan cannot obey
     wanted: int = 0  # chains that were asked for, where fan-out was reduced; else 0
+    summary: int = 0  # tokens that the writing of one section of its summary may hold; 0: sections are quoted
 
     @property
     def single(self) -> bool:

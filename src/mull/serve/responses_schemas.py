@@ -167,6 +167,7 @@ def wish(form: ResponseRequest, messages: tuple[dict[str, Any], ...]) -> Wish:
         temperature=form.temperature,
         top_p=None if form.top_p is None else max(form.top_p, 1e-6),  # 0: the likeliest token alone
         seed=form.seed,
+        summary=bool(reasoning.summary or reasoning.generate_summary),
         end_user=form.user or "",
     )
 
@@ -175,7 +176,7 @@ def detail(form: ResponseRequest, settings: Settings) -> Detail:
     """How much is told of a thought: nothing where nobody asks."""
     reasoning = form.reasoning or ResponseReasoning()
     word = reasoning.summary or reasoning.generate_summary
-    if not word or not settings.summaries:
+    if not word or settings.summaries == "none":
         return ""
     return "titles" if word == "concise" else "all"
 

@@ -14,6 +14,7 @@ import functools
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -26,12 +27,13 @@ from mull.search.allocate import load_calibration
 from mull.search.sources import Opened
 from mull.serve import logs
 from mull.serve.errors import ApiError, going_down, invalid
-from mull.serve.gate import UNBOUNDED, Gate, Room, needs, needs_at_most
+from mull.serve.gate import UNBOUNDED, Gate, Place, Room, needs, needs_at_most
 from mull.serve.job import GATHER, Job
 from mull.serve.meter import Meter, Record
 from mull.serve.plan import SINGLE, Plan, Wish, plan
 from mull.serve.settings import Settings
 from mull.serve.weights import Weights, source_of
+from mull.serve.written import needed
 from mull.types import Question
 
 MOST = 128  # of any number in a client's strategy: how many branches a node has, and the like
@@ -201,7 +203,17 @@ class Service:
                     raise ApiError(400, message, param="messages", code="context_length_exceeded")
                 self.gate.fit(place, exact, made.samples)
                 record.plain = is_plain(wish)
-                yield question, made.reduced(place.chains), tools
+                made = made.reduced(place.chains)
+                if wish.summary and self.settings.summaries == "model":
+                    made = self._written(made, place, prompt, tools)
+                yield question, made, tools
+
+    def _written(self, made: Plan, place: Place, prompt: int, tools: Opened) -> Plan:
+        """With a summary that the model writes, where room is left for that: no chain gives way to it, so that answers
+        do not depend on it, and nobody is sent away for it."""
+        context = tools.context or 1 << 20
+        full = replace(made, summary=needed(tools.chat, made.think_tokens, context))
+        return full if full.summary and self.gate.more(place, needs(full, prompt, context)) else made
 
     def _tokens(self, chat: Chat, question: Question) -> int:
         try:

@@ -26,7 +26,7 @@ class Settings:
     port: int = 8000  # 0: any that is free
     params: Literal["compat", "strict_o1"] = "compat"  # take what other clients send, or reject what o1 rejects
     thoughts: Literal["hidden", "shown"] = "hidden"  # raw chains of thought
-    summaries: bool = True  # of hidden thoughts
+    summaries: Literal["quotes", "model", "none"] = "quotes"  # of thoughts: their own lines, or the model's words
     effort: Level = "medium"  # where a request names none
     think_tokens: int = 256  # of one chain, at most
     answer_tokens: int = 64  # kept for the answer

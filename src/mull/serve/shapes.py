@@ -102,6 +102,7 @@ class Statistics(Shape):
     looped: int  # branches that went round in circles and were closed
     lost: int  # things that failed on the way
     wasted_tokens: int  # sampled in branches that the answer did not come from
+    summary_tokens: int  # sampled for a summary that the model wrote
     scorer_tokens: int
     seconds: float
     first_token: float | None  # seconds

@@ -1,7 +1,8 @@
-"""What a hidden thought is about, in its own words: a few titled sections, made while it is being thought. No torch.
+"""What a hidden thought is about: a few titled sections, made while it is being thought. No torch.
 
-Extractive, so that it works for any model and costs nothing: a section stands for some lines of thought, its title says
-how they begin and its text how they end. Groups double in size, so that a thought of any length has few sections.
+A section stands for some lines of thought, a part. Parts double in size, so that a thought of any length has few
+sections. Here they are quotations, which work for any model and cost nothing: the title says how a part begins and the
+text how it ends. `written.py` lets the model write them where it can.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from mull.serve.live import Live
     from mull.serve.plan import Plan
+    from mull.serve.written import Written
 
 FIRST, EQUAL = 4, 2  # lines of the first groups, and how many groups have the same size
 TITLE, TEXT = 60, 240  # characters
@@ -30,10 +32,12 @@ class Section:
 
 
 class Summary:
-    """Sections of one request, in the order in which they can be told; none is ever taken back."""
+    """Sections of one request, in the order in which they can be told; none is ever taken back.
 
-    def __init__(self, plan: Plan):
-        self.single = plan.single
+    With a `writer` the parts of thoughts are given to it instead, and it tells their sections."""
+
+    def __init__(self, plan: Plan, writer: Written | None = None):
+        self.single, self._writer = plan.single, writer
         self._lines: list[str] = []  # of the group under way
         self._rest = ""  # a line that has not ended
         self._groups = 0
@@ -63,19 +67,30 @@ class Summary:
         yield from self._line(self._rest)
         self._rest = ""
         if self._lines:
-            yield self._section()
+            yield from self._section()
 
     def _line(self, line: str) -> Iterator[Section]:
         if not line.strip():
             return
         self._lines.append(line.strip())
         if len(self._lines) >= FIRST * 2 ** (self._groups // EQUAL):
-            yield self._section()
+            yield from self._section()
 
-    def _section(self) -> Section:
+    def _section(self) -> Iterator[Section]:
         lines, self._lines = self._lines, []
         self._groups += 1
-        return Section(_title(lines), _short(lines[-1], TEXT))
+        if self._writer is None:
+            yield quoted(lines)
+        else:
+            self._writer.take(lines)
+
+
+def quoted(lines: Sequence[str]) -> Section:
+    """
+    >>> quoted(["b = 9", "check: 9 - 4 = 5"])
+    Section(title='Checking: b = 9', text='check: 9 - 4 = 5')
+    """
+    return Section(_title(lines), short(lines[-1], TEXT))
 
 
 def agreement(answers: Sequence[str], branches: int) -> Section:
@@ -85,11 +100,11 @@ def agreement(answers: Sequence[str], branches: int) -> Section:
     """
     answer, times = Counter(answers).most_common(1)[0]
     title = f"{len(answers)} of {branches} lines of thought have an answer"
-    return Section(title, f"{times} of {len(answers)} agree: {_short(answer, TEXT)}")
+    return Section(title, f"{times} of {len(answers)} agree: {short(answer, TEXT)}")
 
 
 def _title(lines: Sequence[str]) -> str:
-    words = _short(_MARKS.sub("", lines[0]).strip() or lines[0], TITLE)
+    words = short(_MARKS.sub("", lines[0]).strip() or lines[0], TITLE)
     if any(_BACK.search(line) for line in lines):
         return f"Reconsidering: {words}"
     if any(_CHECK.search(line) for line in lines):
@@ -97,7 +112,7 @@ def _title(lines: Sequence[str]) -> str:
     return words
 
 
-def _short(text: str, most: int) -> str:
+def short(text: str, most: int) -> str:
     """Cut at a word, with an ellipsis where something is left out."""
     text = " ".join(text.split())
     if len(text) <= most:

@@ -22,6 +22,7 @@ def vendor(result: Result) -> dict[str, Any]:
         "looped": result.looped,
         "lost": len(result.lost),  # what exactly is for the log: it may name other servers
         "wasted_tokens": result.wasted_tokens,
+        "summary_tokens": result.summary_tokens,
         "scorer_tokens": result.scorer_tokens,
         "seconds": round(result.seconds, 3),
         "first_token": None if result.first_token is None else round(result.first_token, 3),

@@ -31,7 +31,8 @@ function parts(plan, progress, result) {
   return [
     prompt,
     ["thought", "thinking that led to the answer", result.path_tokens],
-    ["wasted", "thinking in other branches", thinking - result.path_tokens],
+    ["wasted", "thinking in other branches", thinking - result.path_tokens - result.mull.summary_tokens],
+    ...(result.mull.summary_tokens ? [["told", "summary", result.mull.summary_tokens]] : []),
     ["final", "answer", all - thinking],
   ];
 }
