@@ -38,7 +38,7 @@ def refusal(strict=False, **fields):
         ({"reasoning": {"max_tokens": 9}}, {"think_budget": 9}),
         ({"reasoning": {"enabled": False}}, {"think": False}),
         ({"reasoning": {"enabled": True}}, {}),
-        ({"reasoning": {"exclude": True}}, {}),
+        ({"reasoning": {"exclude": True}}, {"summary": False}),
         ({"thinking": {"type": "disabled"}}, {"think": False}),
         ({"thinking": {"type": "enabled", "budget_tokens": 1024}}, {"think_budget": 1024}),
         ({"thinking": {"type": "adaptive"}}, {}),

@@ -327,6 +327,23 @@ def test_exact_counts_give_room_back_and_chains_with_it_if_nobody_waits():
     asyncio.run(run())
 
 
+def test_a_place_may_hold_more_where_there_is_more_and_nobody_waits():
+    async def run():
+        at = gate(10)
+        async with at.enter(chains(4), 1) as place:
+            assert not at.more(place, Room(11, 2)) and at.reserved == Room(4, 1)
+            assert at.more(place, Room(7, 2)) and place.room == at.reserved == Room(7, 2)
+            waiting = Guest(at, 5)
+            await turns()
+            assert waiting.place is None and not at.more(place, Room(8, 2))
+        await turns()
+        assert waiting.place is not None and at.reserved == Room(5, 1)
+        await waiting.go()
+        assert at.reserved == Room()
+
+    asyncio.run(run())
+
+
 # --------------------------------------------------------------------------------------------------- leaving
 
 

@@ -13,6 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from mull.engine.endpoint import EndpointSampler
 from mull.engine.pages import PAGE
 from mull.engine.scripted import ScriptedSampler
 from mull.errors import SamplerLost, UserError
@@ -22,8 +23,10 @@ from mull.serve.gate import Room, needs
 from mull.serve.job import Delta, Job, Result, answered, follow
 from mull.serve.plan import SINGLE, VOTE, Plan, Wish
 from mull.serve.summary import FIRST, Section, Summary, quoted
+from mull.serve.weights import Version
 from mull.serve.written import INSTRUCTION, READS, RUN, SPARE, WRITES, asked, needed, patience, understood
 from mull.types import Question, SamplingParams
+from tests.engine.fake_server import FakeServer, Traits
 from tests.serve.test_service import TALK, counted, empty
 from tests.serve.tools import ask, events, idle, nano, nano_service, post, scripted_service
 
@@ -339,6 +342,23 @@ def test_the_answer_is_the_same_with_a_summary_and_the_engine_is_empty_after(lev
     assert tried > 0
 
 
+def test_leaving_while_it_writes_leaves_the_engine_empty():
+    service = nano_service(summaries="model", think_tokens=200)
+
+    async def work():
+        for seed in range(20):
+            async with service.job(Wish(LONGER, effort="low", seed=seed), "a") as one, aclosing(follow(one)) as stream:
+                async for _ in stream:
+                    if one.written is not None and one.written.live.running:
+                        break
+                else:
+                    continue
+            assert idle(service) and empty(service)
+            return True
+
+    assert asyncio.run(work())
+
+
 def test_no_more_memory_is_held_than_was_admitted():
     service = nano_service(summaries="model", think_tokens=200)
     engine: Any = service.tools.sampler
@@ -363,6 +383,50 @@ def test_no_more_memory_is_held_than_was_admitted():
 
     asyncio.run(work())
     assert most.branches > 1 and idle(service) and empty(service)
+
+
+def test_a_job_writes_with_the_weights_that_it_began_with():
+    old, new = Model([said(one) for one in GOOD], asyncio.Event()), Model([])
+    service = scripted_service(lambda prefix: None, sampler=old, summaries="model", think_tokens=400)
+
+    async def work():
+        async with service.job(Wish(TALK, effort="low"), "a") as one:
+            running = asyncio.ensure_future(answered(one))
+            while old.inner.running or not old.inner.calls:
+                await asyncio.sleep(0)
+            tools = service.tools
+            service.weights.before.append(service.weights.current)
+            service.weights.current = Version(replace(tools, sampler=new))
+            while len(old.prompts) < 2:
+                await asyncio.sleep(0.001)
+            await asyncio.sleep(0.02)
+            assert old.answers is not None
+            old.answers.set()
+            return await running
+
+    assert asyncio.run(work()).summary == [*GOOD[:2], QUOTES[2]] and not new.prompts and not new.inner.calls
+
+
+@pytest.mark.parametrize("traits", [Traits(), Traits(ids=False, routes=("/chat/completions",), splits_thought=True)])
+def test_a_model_that_runs_elsewhere_writes_as_well(traits: Traits, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(written, "LEAST_WAIT", 3.0)
+    chat, sections = nano()[1], iter(GOOD)
+
+    def says(prompt: str, seed: int) -> str:
+        if INSTRUCTION in prompt:
+            return said(next(sections)) + "<|end|>"
+        return THOUGHT + "</think>7<|end|>" if prompt.endswith("<think>") else "7<|end|>"
+
+    with FakeServer(chat, says, traits) as server:
+
+        async def work():
+            async with EndpointSampler(server.url, None, chat) as sampler:
+                plan = replace(MANY, strategy="vote", samples=2)
+                return await answered(job(sampler, writes(plan))), sampler.spent
+
+        result, spent = asyncio.run(work())
+    assert result.content == "7" and result.summary[-3:] == GOOD
+    assert result.completion_tokens == spent.sampled_tokens and result.summary_tokens > 100
 
 
 # --------------------------------------------------------------------------------------------------- admission
