@@ -24,7 +24,7 @@ EXPERIMENT = arms.Experiment(
     arms={
         "base": "base",
         "sft": "SFT on the solver's solutions",
-        "gentle": "the same at the learning rate of RL",
+        "gentle": "SFT on the solver's solutions, RL's rate",
         "rl": "RL on its own chains",
         "expert": "SFT on its own verified chains",
         "random": "RL on random rewards",
