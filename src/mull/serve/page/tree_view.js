@@ -56,5 +56,5 @@ function Node({ tree, id, choose }) {
       <dt>State</dt><dd>${state}</dd>
     </dl>
     ${path.length > 1 && html`<h5>The way here</h5><ol>${path.map((n, i) => html`<li key=${n.id}><button type="button" class=${n.id === id ? "here" : ""} aria-current=${n.id === id ? "step" : null}
-      onClick=${() => choose(n.id)}>${n.text === undefined ? `${n.answer ? "Answer" : `Step ${i + 1}`}, ${plural(n.tokens, "token")}` : n.text.trim() || "(end)"}</button></li>`)}</ol>`}`;
+      onClick=${() => choose(n.id)}>${n.text === undefined ? `${n.answer ? "Answer" : `Step ${i + 1}`}, ${plural(n.tokens, "token")}` : n.text.trim() || "(the thought ends here)"}</button></li>`)}</ol>`}`;
 }
