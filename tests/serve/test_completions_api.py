@@ -216,6 +216,11 @@ def test_vllms_fields():
     greedy = complete(made, prompt=prompt, temperature=0)["choices"][0]["text"]
     assert complete(made, prompt=prompt, top_k=1, seed=5)["choices"][0]["text"] == greedy
     assert complete(made, prompt=prompt, top_p=0, seed=5)["choices"][0]["text"] == greedy
+    most = (1 << 31) - 1  # 32 bits with a sign: one more did not fit the engine's tables
+    wide = complete(made, prompt=prompt, temperature=0, top_k=most, stop_token_ids=[most])
+    assert wide["choices"][0]["text"] == greedy
+    assert refusal(made, prompt=prompt, top_k=most + 1) == (400, "top_k", "invalid_value")
+    assert refusal(made, prompt=prompt, stop_token_ids=[most + 1]) == (400, "stop_token_ids[0]", "invalid_value")
 
 
 def test_another_mull_samples_through_this_one_as_if_it_ran_the_model():

@@ -24,6 +24,11 @@ from mull.serve.shapes import ErrorBody, Shape, errors
 from mull.serve.weights import reload
 
 HEADER = "x-mull-admin"
+BODY = {
+    "type": "object",
+    "properties": {"model": {"type": "string", "pattern": r"^[^\u0000]*$"}},
+    "additionalProperties": False,
+}
 
 
 class Expected(Shape):
@@ -83,9 +88,7 @@ def router(service: Service, admin: bytes | None) -> APIRouter:
             "parameters": [{"name": HEADER, "in": "header", "required": True, "schema": {"type": "string"}}],
             "requestBody": {
                 "required": False,
-                "content": {
-                    "application/json": {"schema": {"type": "object", "properties": {"model": {"type": "string"}}}}
-                },
+                "content": {"application/json": {"schema": BODY}},
             },
         },
     )

@@ -14,7 +14,7 @@ from mull.serve.errors import ApiError, invalid
 
 F = TypeVar("F", bound="Form")
 
-MOST_TOKENS = 1 << 31
+MOST_TOKENS = (1 << 31) - 1  # the engine keeps them in 32 bits with a sign
 STOPS, STOP_CHARACTERS = 16, 256  # OpenAI takes 4; evaluations bring more
 CALLS = 128  # tools that one message called
 
