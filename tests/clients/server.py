@@ -74,6 +74,8 @@ def _trouble(line: str) -> bool:
         entry = json.loads(line)
     except ValueError:
         return True
+    if entry.get("event") == "reload failed":
+        return False  # the operator has named no folder of a model, and the log says so
     return entry.get("level") not in ("info", "warning") or entry.get("status", 0) >= 500
 
 
