@@ -353,16 +353,22 @@ def test_the_answer_is_the_same_with_a_summary_and_the_engine_is_empty_after(lev
 def test_leaving_while_it_writes_leaves_the_engine_empty():
     service = nano_service(summaries="model", think_tokens=200)
 
+    async def read(one):
+        async with aclosing(follow(one)) as stream:
+            async for _ in stream:
+                pass
+
     async def work():
         for seed in range(20):
-            async with service.job(Wish(LONGER, effort="low", seed=seed), "a") as one, aclosing(follow(one)) as stream:
-                async for _ in stream:
-                    if one.written is not None and one.written.live.running:
-                        break
-                else:
-                    continue
+            async with service.job(Wish(LONGER, effort="low", seed=seed), "a") as one:
+                reading = asyncio.ensure_future(read(one))
+                while not (writes := one.written is not None and bool(one.written.live.running)) and not reading.done():
+                    await asyncio.sleep(0)
+                reading.cancel()
+                await asyncio.gather(reading, return_exceptions=True)
             assert idle(service) and empty(service)
-            return True
+            if writes:
+                return True
 
     assert asyncio.run(work())
 
