@@ -325,7 +325,7 @@ def test_who_hangs_up_ends_the_work(proxied: tuple[Any, httpx2.Client], stream: 
                 assert service.jobs
                 raise httpx2.ReadTimeout("we hang up")
     until(lambda: not service.jobs, 1.2)
-    assert service.gate.inside == 0
+    assert service.inside == 0
 
 
 def test_a_proxy_keeps_out_what_the_server_would(proxied: tuple[Any, httpx2.Client]):

@@ -40,7 +40,7 @@ TALK = [{"role": "user", "content": QUESTION}]
 
 
 def local(service: Service, calibration: str = "") -> Local:
-    return Local("nano", service.tools, calibration)
+    return Local("nano", service.main.tools, calibration)
 
 
 def told_by(talker: Any, wants: Wants | None = None, messages: Any = None, turn: int = 1) -> list[Any]:
@@ -206,14 +206,14 @@ def said(capsys: pytest.CaptureFixture[str]) -> tuple[list[str], list[str]]:
 
 def test_a_conversation_is_what_the_next_turn_is_asked_with(capsys: pytest.CaptureFixture[str]):
     service = scripted_service(thinking("t\n", "4"))
-    sampler: Any = service.tools.sampler
+    sampler: Any = service.main.tools.sampler
     with talking(local(service)) as talks:
         assert talks.talk.take("first?") and talks.talk.take("and /then?")
         assert [m["content"] for m in talks.talk.messages] == ["first?", "4", "and /then?", "4"]
-        prompt = service.tools.chat.decode(sampler.calls[-1].prefix)
+        prompt = service.main.tools.chat.decode(sampler.calls[-1].prefix)
         assert "first?" in prompt and "and /then?" in prompt and prompt.count("t\n") <= 1  # no earlier thought
         assert talks.talk.take("/new") and talks.talk.take("third?")
-        assert "first?" not in service.tools.chat.decode(sampler.calls[-1].prefix)
+        assert "first?" not in service.main.tools.chat.decode(sampler.calls[-1].prefix)
         assert len(talks.talk.messages) == 2
     out, err = said(capsys)
     assert out == ["4", "4", "4"] and sum("Thought for" in line for line in err) == 3

@@ -41,6 +41,6 @@ class Paced:
 
 def paced_service(seconds: float = 0.02, **settings: Any) -> Service:
     made = nano_service(**{"think_tokens": 120, "answer_tokens": 24, **settings})
-    version = made.weights.current
+    version = made.main.weights.current
     version.tools = replace(version.tools, sampler=Paced(version.tools.sampler, seconds))
     return made

@@ -267,7 +267,7 @@ def test_a_conversation_with_thoughts_tools_and_two_kinds_of_system_message():
     made = scripted_service(thinking("t", "3"))
     status, _, body = post(made, CHAT, {"model": "nano", "messages": before})
     assert status == 200 and body["choices"][0]["message"]["content"] == "3"
-    read = made.tools.chat.decode(made.tools.sampler.calls[0].prefix)
+    read = made.main.tools.chat.decode(made.main.tools.sampler.calls[0].prefix)
     assert read == (
         "<|system|>Be brief.\n\nBe exact.<|end|><|user|>2?<|end|><|assistant|>2<|end|><|user|>3?<|end|>"
         "<|assistant|><think>"
@@ -293,7 +293,7 @@ def test_a_client_that_leaves_takes_its_work_along(stream):
             )
             until(lambda: made.jobs and next(iter(made.jobs.values())).live.sampled > 20)
         until(lambda: idle(made), 3)
-        assert made.tools.sampler.spent.sampled_tokens < 10000
+        assert made.main.tools.sampler.spent.sampled_tokens < 10000
 
 
 def test_answer_now_makes_a_running_request_answer():

@@ -231,7 +231,7 @@ def test_another_mull_samples_through_this_one_as_if_it_ran_the_model():
     async def through(url, prompt, params):
         async with EndpointSampler(url, None, chat) as sampler:
             await sampler.ready()
-            assert sampler.context == made.tools.context and sampler.model == "nano"
+            assert sampler.context == made.main.tools.context and sampler.model == "nano"
             return await sampler.sample(prompt, params, 4), sampler
 
     prompt = chat.prompt("a=3;b=a+4;b?")
@@ -338,7 +338,7 @@ def test_a_client_that_leaves_takes_its_work_along(stream):
                 b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
                 b"Content-Length: %d\r\n\r\n%s" % (len(body), body)
             )
-            until(lambda: made.tools.sampler.schedule.busy)
+            until(lambda: made.main.tools.sampler.schedule.busy)
         until(lambda: idle(made), 3)
 
 
@@ -351,7 +351,7 @@ def test_a_completion_ends_when_its_time_is_up():
 
 def test_a_model_that_is_lost_is_no_secret_and_no_crash():
     made = scripted_service({"b?": "x"})
-    made.tools.sampler.fail = {0: SamplerLost("http://10.0.0.7:8000 is gone")}
+    made.main.tools.sampler.fail = {0: SamplerLost("http://10.0.0.7:8000 is gone")}
     status, _, body = post(made, RAW, {"model": "nano", "prompt": "b?"})
     assert status == 503 and "10.0.0.7" not in body["error"]["message"]
 

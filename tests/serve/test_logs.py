@@ -109,7 +109,7 @@ def test_a_bug_is_told_with_its_place_and_without_its_words(stderr: io.StringIO,
         except ValueError as error:
             raise RuntimeError(f"cannot read {SECRET}") from error
 
-    monkeypatch.setattr(service, "plan", broken)
+    monkeypatch.setattr(service.main, "plan", broken)
     answer = send(service, ask(SECRET))
     assert answer.status_code == 500 and "y=1" not in answer.text
     failure, request = lines(stderr)
@@ -164,4 +164,4 @@ def test_a_client_that_leaves_its_stream_is_told_of(stderr: io.StringIO):
     asyncio.run(run())
     [line] = lines(stderr)
     assert line["status"] == 499 and line["outcome"] == "cancelled" and line["effort"] == "high"
-    assert not service.jobs and service.gate.inside == 0
+    assert not service.jobs and service.main.gate.inside == 0

@@ -5,6 +5,7 @@ from __future__ import annotations
 import openai
 import pytest
 
+from mull.serve.errors import ApiError
 from mull.serve.models_api import answer
 from mull.serve.shapes import Health, Model, Models
 from tests.serve.tools import call, nano_service, scripted_service, serving
@@ -14,7 +15,7 @@ def test_the_one_model_is_listed_and_found_by_its_name():
     made = nano_service()
     status, _, body = call(made, "GET", "/v1/models")
     assert status == 200 and Models.model_validate(body).data[0].id == "nano"
-    assert body["data"][0]["max_model_len"] == made.tools.context and body["data"][0]["created"] == made.created
+    assert body["data"][0]["max_model_len"] == made.main.tools.context and body["data"][0]["created"] == made.created
     status, _, one = call(made, "GET", "/v1/models/nano")
     assert status == 200 and Model.model_validate(one) and one == body["data"][0]
     named = nano_service(name="some/model v1.5")
@@ -35,7 +36,21 @@ def test_the_one_model_is_listed_and_found_by_its_name():
     ],
 )
 def test_the_model_is_called_after_its_folder(folder: str, name: str):
-    assert scripted_service({}, name="", model=folder).name == name
+    assert scripted_service({}, name="", model=folder).main.name == name
+
+
+def test_a_model_is_found_by_its_name_alone():
+    made = nano_service()
+    assert made.model("nano", required=True) is made.model(None) is made.model("") is made.main
+
+    def refused(name: str | None, required: bool = False):
+        with pytest.raises(ApiError) as problem:
+            made.model(name, required)
+        return problem.value.status, problem.value.param, problem.value.code
+
+    assert refused(None, True) == refused("", True) == (400, "model", "missing_required_parameter")
+    for other in ("nano2", "NANO", "x" * 10_000, "\n"):
+        assert refused(other) == (404, "model", "model_not_found")
 
 
 def test_openais_client_lists_and_finds():

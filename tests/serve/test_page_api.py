@@ -183,9 +183,9 @@ def test_the_strategies_offered_are_those_that_run():
     with_scorer = call(nano_service(), "GET", "/mull/config")[2]
     without = call(scripted_service(thinking("a", "b")), "GET", "/mull/config")[2]
     assert (with_scorer["model"], with_scorer["thoughts"], with_scorer["think_tokens"]) == ("nano", False, 64)
-    names = {s["name"] for s in without["strategies"]}
+    names = {s["name"] for s in without["models"][0]["strategies"]}
     assert {"vote", "wait", "adaptive"} <= names and not names & {"beam", "mcts", "auto", "roles"}
-    offered = {s["name"] for s in with_scorer["strategies"]}
+    offered = {s["name"] for s in with_scorer["models"][0]["strategies"]}
     assert {"beam", "mcts", "best-of-n"} <= offered and not offered & {"auto", "roles"}
     assert call(nano_service(thoughts="shown"), "GET", "/mull/config")[2]["thoughts"] is True
 

@@ -274,7 +274,7 @@ def test_the_newest_weights_are_named_beside_their_answer(browser):
     with serving(service) as served:
         page = open_page(browser, served)
         page.click("nav button", "Compare")
-        service.tools.sampler.policy_version = 3  # type: ignore[misc]
+        service.main.tools.sampler.policy_version = 3  # type: ignore[misc]
         page.ask(QUESTION)
         page.ended()
         assert page.texts(".answer .column")[0] == "A low effort, weights 3"

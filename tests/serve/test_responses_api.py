@@ -57,7 +57,7 @@ def refused(service, body: object, status: int = 400) -> dict:
 
 def prompts(service) -> list[str]:
     """What the model was given, up to where it thinks."""
-    sampler = service.tools.sampler
+    sampler = service.main.tools.sampler
     return [text for c in sampler.calls if (text := sampler.decode(c.prefix)).endswith("<think>")]
 
 
@@ -71,7 +71,7 @@ def test_a_response_has_a_thought_an_answer_and_what_they_cost():
     assert message["content"][0]["text"] == "4" and message["role"] == "assistant"
     assert [part["text"] for part in reasoning["summary"]] == ["**the word is xyzzy**\n\nso 4 it is"]
     assert "content" not in reasoning and "encrypted_content" not in reasoning
-    thought, answer = service.tools.sampler.calls
+    thought, answer = service.main.tools.sampler.calls
     sampled = sum(len(c.completions[0].tokens) for c in (thought, answer))
     assert body["usage"]["output_tokens"] == sampled == body["usage"]["total_tokens"] - len(thought.prefix)
     assert body["usage"]["output_tokens_details"]["reasoning_tokens"] == len(thought.completions[0].tokens)
@@ -150,7 +150,7 @@ def test_pings_come_before_the_first_word(monkeypatch):
 
 def test_a_fault_in_a_stream_is_an_event():
     service = scripted_service(script("4"))
-    service.tools.sampler.fail[1] = RuntimeError("the engine's own words")
+    service.main.tools.sampler.fail[1] = RuntimeError("the engine's own words")
     status, _, raw = post(service, PATH, ask(stream=True))
     told = events(raw)
     assert status == 200 and told[-1]["type"] == "error" and "own words" not in raw
@@ -205,8 +205,8 @@ def test_conversations_with_instructions_and_earlier_answers():
     [prompt] = prompts(service)
     asked = [prompt.index(word) for word in ("be short", "be kind", "one?", "1 no", "two?")]
     assert asked == sorted(asked) and "so so" not in prompt
-    assert prompt == service.tools.sampler.decode(
-        service.tools.chat.prompt(
+    assert prompt == service.main.tools.sampler.decode(
+        service.main.tools.chat.prompt(
             [
                 {"role": "system", "content": "be short\n\nbe kind"},
                 {"role": "user", "content": "one?"},
@@ -263,14 +263,14 @@ def test_truncation_drops_the_oldest():
     body = made(service, input=long, truncation="auto")
     [prompt] = prompts(service)
     assert "be kind" in prompt and "last?" in prompt and "question 39" in prompt and "question 0" not in prompt
-    context = service.tools.context
-    assert context - 300 < len(service.tools.sampler.calls[0].prefix) + 64 + 16 <= context
+    context = service.main.tools.context
+    assert context - 300 < len(service.main.tools.sampler.calls[0].prefix) + 64 + 16 <= context
     assert body["truncation"] == "auto"
     kept = [n for n in range(40) if f"question {n}?" in prompt]
     assert kept == list(range(kept[0], 40)) and f"answer {kept[0] - 1}." not in prompt
     # What may be said in the end needs room, too.
     made(service, input=long, truncation="auto", max_output_tokens=400)
-    assert len(service.tools.sampler.calls[2].prefix) <= context - 400
+    assert len(service.main.tools.sampler.calls[2].prefix) <= context - 400
     assert refused(service, ask("x" * 5000, truncation="auto"))["code"] == "context_length_exceeded"
 
 
@@ -304,7 +304,7 @@ def test_thinking_budgets(more, thinks):
     body = made(service, **more)
     assert (body["output"][0]["type"] == "reasoning") == bool(thinks)
     assert body["usage"]["output_tokens_details"]["reasoning_tokens"] <= thinks
-    spent = [c.params.max_tokens for c in service.tools.sampler.calls]
+    spent = [c.params.max_tokens for c in service.main.tools.sampler.calls]
     assert len(spent) == 1 if not thinks else spent[0] == thinks
 
 
@@ -312,7 +312,7 @@ def test_temperature_and_top_p():
     service = scripted_service(script("4", "5"))
     body = made(service, temperature=0.25, top_p=0.5)
     assert body["temperature"] == 0.25 and body["top_p"] == 0.5
-    assert {(c.params.temperature, c.params.top_p) for c in service.tools.sampler.calls} == {(0.25, 0.5)}
+    assert {(c.params.temperature, c.params.top_p) for c in service.main.tools.sampler.calls} == {(0.25, 0.5)}
     many = nano_service(max_samples=2)
     status, headers, body = post(many, PATH, ask("a=3;a?", temperature=0.5, reasoning={"effort": "high"}))
     assert status == 200 and body["temperature"] == 1 and headers["x-mull-ignored"] == "temperature"
@@ -436,7 +436,7 @@ def test_encrypted_content_comes_back_or_not_at_all(tmp_path):
         scripted_service(script("1"), secret=tmp_path / "secret2"),
         scripted_service(script("1")),
     ):
-        assert refused(other, turn(model=other.name))["code"] == "invalid_encrypted_content"
+        assert refused(other, turn(model=other.main.name))["code"] == "invalid_encrypted_content"
 
 
 def test_a_stored_thought_can_be_sealed_later(tmp_path):
@@ -548,7 +548,7 @@ def test_bad_requests_are_refused_with_the_parameter(refusing, body, status, par
     assert problem["type"] == "invalid_request_error" and len(problem["message"]) > 20
     named = problem["param"] or ""
     assert named == param or (param.startswith("metadata") and named.startswith("metadata")), problem
-    assert not refusing.jobs and not refusing.tools.sampler.calls
+    assert not refusing.jobs and not refusing.main.tools.sampler.calls
 
 
 def test_a_template_that_refuses_is_no_fault_of_ours():

@@ -120,7 +120,7 @@ def test_errors_are_the_clients_own(client):
 
 def test_a_fault_in_the_stream_is_the_clients_error_event():
     service = scripted_service(["thought</think>", "4"])
-    service.tools.sampler.fail[1] = RuntimeError("inside")
+    service.main.tools.sampler.fail[1] = RuntimeError("inside")
     with serving(service) as server:
         *told, last = create(server.openai(max_retries=0), stream=True)
     assert isinstance(last, ResponseErrorEvent) and last.sequence_number == len(told) == 3
@@ -160,7 +160,7 @@ def test_a_client_that_leaves_takes_its_work_along_and_nothing_is_stored(stream,
             until(lambda: service.jobs and next(iter(service.jobs.values())).live.sampled > 20)
             [request] = service.jobs
         until(lambda: idle(service), 3)
-        assert service.tools.sampler.spent.sampled_tokens < 10000
+        assert service.main.tools.sampler.spent.sampled_tokens < 10000
         with pytest.raises(openai.NotFoundError):
             server.openai().responses.retrieve(f"resp_{request.rpartition('_')[2]}")
 

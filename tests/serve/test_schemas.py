@@ -7,7 +7,7 @@ from pydantic import ValidationError
 
 from mull.serve.chat_asked import ChatRequest
 from mull.serve.errors import ApiError
-from mull.serve.schemas import STOP_CHARACTERS, STOPS, checked, document, path, said, served, stops
+from mull.serve.schemas import STOP_CHARACTERS, STOPS, checked, document, path, said, stops
 from tests.serve.tools import ask
 
 
@@ -151,15 +151,6 @@ def test_null_is_as_good_as_absent_and_three_point_oh_is_three():
     nulls = {name: None for name in ChatRequest.model_fields if name != "messages"}
     assert checked(ChatRequest, {**nulls, "messages": []}).model_dump() == ChatRequest(messages=[]).model_dump()
     assert checked(ChatRequest, ask(n=3.0)).n == 3 and checked(ChatRequest, ask(temperature=1)).temperature == 1
-
-
-def test_the_model_by_its_name_alone():
-    served("nano", "nano", True)
-    served(None, "nano", False)
-    served("", "nano", False)
-    assert param(served, None, "nano", True) == ("model", "missing_required_parameter")
-    for other in ("nano2", "NANO", "x" * 10_000, "\n"):
-        assert param(served, other, "nano", False) == ("model", "model_not_found")
 
 
 def test_the_described_body_takes_what_the_form_takes():

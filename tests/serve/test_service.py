@@ -16,7 +16,8 @@ from mull.serve.errors import ApiError
 from mull.serve.gate import Room
 from mull.serve.job import answered, follow
 from mull.serve.plan import SINGLE, VOTE, Wish
-from mull.serve.service import Service, overhead
+from mull.serve.served import overhead
+from mull.serve.service import Service
 from tests.serve.tools import QUESTION, ask, idle, nano_service, scripted_service, serving, until
 
 TALK = ({"role": "user", "content": QUESTION},)
@@ -29,8 +30,9 @@ def counted(service: Service, name: str, **labels: str) -> float:
 
 
 def empty(service: Service) -> bool:
-    inside = service.gate.reserved == Room() and service.gate.inside == 0 and not service.gate.line
-    return inside and not service.jobs and service.weights.current.users == 0
+    gates = [model.gate for model in service.models.values()]
+    inside = [gate for gate in gates if gate.reserved != Room() or gate.inside or gate.line]
+    return not inside and not service.jobs and not any(m.weights.current.users for m in service.models.values())
 
 
 async def turns(n: int = 8) -> None:
@@ -39,7 +41,7 @@ async def turns(n: int = 8) -> None:
 
 
 def tokens_of(service: Service, wish: Wish) -> int:
-    return len(service.tools.chat.prompt(wish.messages))
+    return len(service.main.tools.chat.prompt(wish.messages))
 
 
 # -------------------------------------------------------------------------------------------------- counting
@@ -50,7 +52,7 @@ def test_an_answered_job_is_counted_where_it_ends():
 
     async def run():
         async with service.job(replace(LOW, seed=1), "a") as job:
-            assert service.jobs == {"a": job} and service.gate.inside == 1 and service.gate.reserved.branches == 1
+            assert service.jobs == {"a": job} and service.inside == 1 and service.main.gate.reserved.branches == 1
             return await answered(job)
 
     result = asyncio.run(run())
@@ -164,10 +166,14 @@ def test_a_client_that_leaves_while_it_waits_leaves_at_once_and_no_one_is_let_in
         async with service.job(HIGH, "a"):  # has all 16 places
             waiting = asyncio.ensure_future(work(LOW, "b"))
             await turns()
-            assert len(service.gate.line) == 1 and counted(service, "queue_depth") == 1 and list(service.jobs) == ["a"]
+            assert (
+                len(service.main.gate.line) == 1
+                and counted(service, "queue_depth") == 1
+                and list(service.jobs) == ["a"]
+            )
             waiting.cancel()
             await turns()
-            assert waiting.cancelled() and not service.gate.line and counted(service, "queue_depth") == 0
+            assert waiting.cancelled() and not service.main.gate.line and counted(service, "queue_depth") == 0
             assert counted(service, "running") == 1
 
     asyncio.run(run())
@@ -190,7 +196,7 @@ def test_choices_of_one_request_do_not_hide_each_other():
 
 def test_nothing_is_tokenised_before_there_is_room(monkeypatch: pytest.MonkeyPatch):
     service = nano_service(max_sequences=16, queue=1)
-    overhead(service.tools.chat)  # what a template writes is known
+    overhead(service.main.tools.chat)  # what a template writes is known
     prompts = []
     plain = Chat.prompt
     monkeypatch.setattr(Chat, "prompt", lambda self, *given, **more: prompts.append(1) or plain(self, *given, **more))
@@ -235,17 +241,17 @@ def test_chains_are_reduced_and_this_is_told_before_anybody_is_sent_away():
 
 def test_what_could_never_fit_whole_gets_what_fits_and_what_does_not_fit_at_all_is_a_mistake():
     service = nano_service(think_tokens=600)
-    pool = service.tools.sampler.pool
-    one = service.plan(replace(HIGH, samples=1), tokens_of(service, HIGH))
+    pool = service.main.tools.sampler.pool
+    one = service.main.plan(replace(HIGH, samples=1), tokens_of(service, HIGH))
     prompt = tokens_of(service, HIGH)
     pool.num_pages = (prompt + one.branch_tokens) // PAGE * 3
-    service.resized()
+    service.main.resized()
 
     async def run():
         async with service.job(HIGH, "a") as job:
             assert 1 < job.plan.samples < 4 and job.plan.wanted == 16
         pool.num_pages = 8
-        service.resized()
+        service.main.resized()
         with pytest.raises(ApiError) as refusal:
             async with service.job(replace(HIGH, messages=({"role": "user", "content": QUESTION * 4},)), "b"):
                 pass
@@ -259,7 +265,7 @@ def test_what_could_never_fit_whole_gets_what_fits_and_what_does_not_fit_at_all_
 
 def test_memory_may_be_promised_more_than_once():
     service = nano_service(overcommit=2.0, max_sequences=16)
-    assert service.gate.capacity == Room(2 * service.tools.sampler.pool.num_pages, 32)
+    assert service.main.gate.capacity == Room(2 * service.main.tools.sampler.pool.num_pages, 32)
 
     async def run():
         async with service.job(HIGH, "a") as first, service.job(HIGH, "b") as second:
@@ -313,10 +319,14 @@ def test_raw_completions_take_room_and_are_counted():
 
     async def run():
         async with service.place(100) as tools:
-            assert tools is service.tools and service.gate.reserved == Room(8, 1) and service.weights.current.users == 1
+            assert (
+                tools is service.main.tools
+                and service.main.gate.reserved == Room(8, 1)
+                and service.main.weights.current.users == 1
+            )
         with pytest.raises(ZeroDivisionError):
             async with service.place(16 * 10**9):  # more than there is: it has all of it, and the engine takes turns
-                assert service.gate.reserved.pages == service.tools.sampler.pool.num_pages
+                assert service.main.gate.reserved.pages == service.main.tools.sampler.pool.num_pages
                 raise ZeroDivisionError
         service.drain()
         for entering in (service.place(4), service.job(LOW, "a")):
@@ -335,7 +345,7 @@ def test_raw_completions_take_room_and_are_counted():
 
 def test_efforts_tell_what_is_planned_and_what_was_spent_of_late():
     service = nano_service()
-    told = service.meter.efforts()
+    told = service.meter.efforts(service.main)
     assert told["default"] == "low" and list(told["efforts"]) == ["none", "low", "medium", "high"]
     assert told["efforts"]["high"]["strategy"] == VOTE and told["efforts"]["high"]["chains"] == 32
     assert told["efforts"]["low"]["most_tokens"] == 64 + 16
@@ -351,9 +361,9 @@ def test_efforts_tell_what_is_planned_and_what_was_spent_of_late():
         return found
 
     found = asyncio.run(run())
-    low = service.meter.efforts()["efforts"]["low"]
+    low = service.meter.efforts(service.main)["efforts"]["low"]
     assert low["median_tokens"] == sorted(found)[1] and low["requests"] == 3 and low["median_seconds"] > 0
-    assert service.meter.efforts()["efforts"]["high"]["median_tokens"] is None
+    assert service.meter.efforts(service.main)["efforts"]["high"]["median_tokens"] is None
 
 
 def test_with_a_calibration_efforts_tell_what_it_expects_and_fewer_chains_are_chains(tmp_path: Path):
@@ -362,7 +372,7 @@ def test_with_a_calibration_efforts_tell_what_it_expects_and_fewer_chains_are_ch
     known = Calibration("nano", "", "last", 4, "spread", (), 4.0, points, {"low": 0, "medium": 1, "high": 1})
     known.save(tmp_path / "calibration.json")
     service = nano_service(calibration=str(tmp_path / "calibration.json"), max_sequences=10, queue=0)
-    told = service.meter.efforts()["efforts"]
+    told = service.meter.efforts(service.main)["efforts"]
     assert told["low"]["expected"] == {"chains": 6.0, "accuracy": 0.4} and told["low"]["chains"] == 4
     assert told["high"]["expected"] == {"chains": 12.0, "accuracy": 0.8} and told["none"]["expected"] is None
     wish = Wish(TALK, effort="high")
@@ -397,12 +407,12 @@ def test_who_hangs_up_is_gone_at_once_whether_waiting_or_served(stream: bool):
         until(lambda: sampled() > 0, 60)
         for n, client in enumerate(clients[1:], 1):
             client.sendall(request)
-            until(lambda n=n: len(service.gate.line) == n, 60)
+            until(lambda n=n: len(service.main.gate.line) == n, 60)
         clients[1].close()  # the first in line
-        until(lambda: len(service.gate.line) == 1, 60)
-        assert service.gate.inside == 1
+        until(lambda: len(service.main.gate.line) == 1, 60)
+        assert service.main.gate.inside == 1
         clients[0].close()  # the one inside, whose room goes to the last
-        until(lambda: not service.gate.line and service.gate.inside == 1 and sampled() > 0, 60)
+        until(lambda: not service.main.gate.line and service.main.gate.inside == 1 and sampled() > 0, 60)
         clients[2].close()
         until(lambda: empty(service) and idle(service), 60)
         assert counted(service, "cancelled_total") == 2

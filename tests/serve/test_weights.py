@@ -66,8 +66,8 @@ def test_jobs_under_way_end_on_their_weights_and_new_ones_get_the_new(other: Pat
         first = asyncio.ensure_future(ask(service, "first"))
         while not (service.jobs and service.jobs["first"].live.sampled > 10):
             await asyncio.sleep(0)
-        old = weakref.ref(service.tools.sampler)
-        assert "error" not in await reload(service, str(other))
+        old = weakref.ref(service.main.tools.sampler)
+        assert "error" not in await reload(service.main, str(other))
         # It took many steps of the engine; so that both are at work together, each is asked for more.
         again = asyncio.ensure_future(ask(service, "again"))
         both = await asyncio.gather(first, again)
@@ -81,7 +81,7 @@ def test_jobs_under_way_end_on_their_weights_and_new_ones_get_the_new(other: Pat
     assert (first.policy_version, again.policy_version) == (0, 1)
     del first, again
     gc.collect()
-    assert old() is None and not service.weights.before  # its memory is free
+    assert old() is None and not service.main.weights.before  # its memory is free
 
 
 def test_two_versions_work_side_by_side(other: Path):
@@ -91,11 +91,11 @@ def test_two_versions_work_side_by_side(other: Path):
 
     async def run():
         async with service.job(WISH, "old") as job:  # admitted, not begun
-            await reload(service, str(other))
-            assert len(service.weights.before) == 1 and service.tools is not job.tools
+            await reload(service.main, str(other))
+            assert len(service.main.weights.before) == 1 and service.main.tools is not job.tools
             both = await asyncio.gather(answered(job), ask(service, "new"))
-            assert len(service.weights.before) == 1
-        assert not service.weights.before
+            assert len(service.main.weights.before) == 1
+        assert not service.main.weights.before
         return both
 
     assert [seen(one) for one in asyncio.run(run())] == alone
@@ -105,23 +105,23 @@ def test_the_loop_answers_others_while_weights_are_loaded(other: Path):
     service = service_of()
 
     async def run():
-        work = asyncio.ensure_future(reload(service, str(other)))
+        work = asyncio.ensure_future(reload(service.main, str(other)))
         beats = 0
         while not work.done():
             await asyncio.sleep(0.001)
             beats += 1
         assert beats > 3
-        first, second = await asyncio.gather(reload(service, str(other)), reload(service))
+        first, second = await asyncio.gather(reload(service.main, str(other)), reload(service.main))
         assert (first["policy_version"], second["policy_version"]) == (2, 3)
 
     asyncio.run(run())
-    assert service.weights.reloads == 3
+    assert service.main.weights.reloads == 3
 
 
 @pytest.mark.parametrize("fault", ["missing", "truncated", "other shape", "not finite", "no tokenizer", "a file"])
 def test_a_folder_that_cannot_be_loaded_leaves_the_old_weights(fault: str, tmp_path: Path, caplog):
     service, folder = service_of(), tmp_path / "broken"
-    before = service.tools
+    before = service.main.tools
     if fault == "a file":
         folder.write_text("no folder")
     elif fault != "missing":
@@ -137,12 +137,13 @@ def test_a_folder_that_cannot_be_loaded_leaves_the_old_weights(fault: str, tmp_p
             changed(folder, float("nan"))
         else:
             (folder / "tokenizer.json").unlink()
-    told = asyncio.run(reload(service, str(folder)))
+    told = asyncio.run(reload(service.main, str(folder)))
     assert set(told) == {"error"} and str(folder) in told["error"]
-    assert service.tools is before and service.weights.failures == 1 and service.weights.source.model == "nano"
+    weights = service.main.weights
+    assert service.main.tools is before and weights.failures == 1 and weights.source.model == "nano"
     assert asyncio.run(ask(service, "a")).policy_version == 0
     assert "reload failed" in caplog.text
-    assert asyncio.run(reload(service))["policy_version"] == 1  # and the folder that works can be loaded again
+    assert asyncio.run(reload(service.main))["policy_version"] == 1  # and the folder that works can be loaded again
 
 
 def test_the_gate_follows_the_memory_of_the_new_engine(other: Path, tmp_path: Path):
@@ -151,9 +152,9 @@ def test_the_gate_follows_the_memory_of_the_new_engine(other: Path, tmp_path: Pa
     config = json.loads((shorter / "config.json").read_text())
     (shorter / "config.json").write_text(json.dumps({**config, "max_position_embeddings": 256}))
     service = service_of()
-    before = service.gate.capacity.pages
-    asyncio.run(reload(service, str(shorter)))
-    assert service.gate.capacity.pages == service.tools.sampler.pool.num_pages != before
+    before = service.main.gate.capacity.pages
+    asyncio.run(reload(service.main, str(shorter)))
+    assert service.main.gate.capacity.pages == service.main.tools.sampler.pool.num_pages != before
 
 
 def test_trained_scorers_stay_and_those_that_read_the_model_read_the_new_one(other: Path, tmp_path: Path):
@@ -161,13 +162,13 @@ def test_trained_scorers_stay_and_those_that_read_the_model_read_the_new_one(oth
     made = ValueModel(hf.load(shipped_folder()))
     save_value(made, scorer, ScorerInfo(kind="orm"), source=shipped_folder())
     kept = service_of(scorer=str(scorer))
-    before = kept.tools
-    asyncio.run(reload(kept, str(other)))
-    assert kept.tools.scorer is before.scorer and kept.tools.sampler is not before.sampler
-    assert kept.tools.aggregate == before.aggregate
+    before = kept.main.tools
+    asyncio.run(reload(kept.main, str(other)))
+    assert kept.main.tools.scorer is before.scorer and kept.main.tools.sampler is not before.sampler
+    assert kept.main.tools.aggregate == before.aggregate
     reading = service_of(scorer="logprob")
-    asyncio.run(reload(reading, str(other)))
-    assert reading.tools.scorer.engine is reading.tools.sampler  # type: ignore[union-attr]
+    asyncio.run(reload(reading.main, str(other)))
+    assert reading.main.tools.scorer.engine is reading.main.tools.sampler  # type: ignore[union-attr]
     found = asyncio.run(ask(reading, "a", replace(WISH, strategy="best-of-n")))
     alone = asyncio.run(ask(service_of(str(other), scorer="logprob"), "a", replace(WISH, strategy="best-of-n")))
     assert seen(found) == seen(alone)
@@ -175,13 +176,13 @@ def test_trained_scorers_stay_and_those_that_read_the_model_read_the_new_one(oth
 
 def test_the_numbers_that_were_asked_for_are_kept(other: Path):
     service = service_of(dtype="bfloat16", scorer="logprob")
-    assert str(service.tools.sampler.model.dtype) == "torch.bfloat16"  # type: ignore[attr-defined]
+    assert str(service.main.tools.sampler.model.dtype) == "torch.bfloat16"  # type: ignore[attr-defined]
     wish = replace(WISH, strategy="best-of-n")
     first = asyncio.run(ask(service, "a", wish))
     assert seen(first) == seen(asyncio.run(ask(service_of(dtype="bfloat16", scorer="logprob"), "a", wish)))
     assert seen(first) != seen(asyncio.run(ask(service_of(scorer="logprob"), "a", wish)))
-    assert "error" not in asyncio.run(reload(service, str(other)))
-    assert str(service.tools.sampler.model.dtype) == "torch.bfloat16"  # type: ignore[attr-defined]
+    assert "error" not in asyncio.run(reload(service.main, str(other)))
+    assert str(service.main.tools.sampler.model.dtype) == "torch.bfloat16"  # type: ignore[attr-defined]
 
 
 def test_an_endpoint_serves_from_its_own_device():
@@ -199,14 +200,14 @@ def test_a_watched_folder_is_loaded_once_it_is_whole(other: Path, tmp_path: Path
 
     async def versions(n: int) -> None:
         for _ in range(200):
-            if service.weights.reloads >= n:
+            if service.main.weights.reloads >= n:
                 return
             await asyncio.sleep(0.02)
 
     async def run():
-        watching = asyncio.ensure_future(service.weights.watch(0.2, service))
+        watching = asyncio.ensure_future(service.main.weights.watch(0.2, service.main))
         await asyncio.sleep(0.5)
-        assert service.weights.reloads == 0
+        assert service.main.weights.reloads == 0
         whole = (other / "model.safetensors").read_bytes()
         with (folder / "model.safetensors").open("wb") as file:
             for at in range(0, len(whole), len(whole) // 8):  # slowly: no part of it is taken for all
@@ -214,15 +215,15 @@ def test_a_watched_folder_is_loaded_once_it_is_whole(other: Path, tmp_path: Path
                 file.flush()
                 await asyncio.sleep(0.02)
         await versions(1)
-        assert (service.weights.reloads, service.weights.failures) == (1, 0)
+        assert (service.main.weights.reloads, service.main.weights.failures) == (1, 0)
         shutil.copy(shipped_folder() / "config.json", folder / "config.json")
         (folder / "model.safetensors").write_bytes(b"nothing")
         for _ in range(100):
-            if service.weights.failures:
+            if service.main.weights.failures:
                 break
             await asyncio.sleep(0.02)
         await asyncio.sleep(0.7)
-        assert (service.weights.reloads, service.weights.failures) == (1, 1)  # it was not tried over and over
+        assert (service.main.weights.reloads, service.main.weights.failures) == (1, 1)  # it was not tried over and over
         watching.cancel()
         return await ask(service, "a")
 
@@ -231,9 +232,9 @@ def test_a_watched_folder_is_loaded_once_it_is_whole(other: Path, tmp_path: Path
 
 def test_an_endpoint_has_no_weights_to_load():
     service = service_of()
-    service.weights.source = Source(endpoint="http://127.0.0.1:9/v1", tokenizer="x")
+    service.main.weights.source = Source(endpoint="http://127.0.0.1:9/v1", tokenizer="x")
     with pytest.raises(UserError, match="endpoint"):
-        asyncio.run(service.weights.reload())
+        asyncio.run(service.main.weights.reload())
     assert signature("/nowhere") == ()
 
 
@@ -255,11 +256,11 @@ def test_only_the_admin_key_may_reload(other: Path, tmp_path: Path):
     service = service_of(name="nano", admin=admin)
     for given in ({}, {"x-mull-admin": ""}, {"x-mull-admin": KEY[:-1]}, {"Authorization": f"Bearer {KEY}"}):
         assert ask(service, given)[0] == 401
-    assert service.weights.reloads == 0
+    assert service.main.weights.reloads == 0
     status, _, body = ask(service, {"x-mull-admin": KEY}, json={"model": str(other)})
     assert status == 200 and body["policy_version"] == 1 and body["model"] == "nano"
     status, _, body = ask(service, {"x-mull-admin": KEY})  # the folder it has
-    assert status == 200 and body["policy_version"] == 2 and service.weights.source.model == str(other)
+    assert status == 200 and body["policy_version"] == 2 and service.main.weights.source.model == str(other)
     for wrong in ({"model": 3}, {"model": "a\0b"}, {"modle": "x"}, {"model": str(tmp_path / "none")}):
         status, _, body = ask(service, {"x-mull-admin": KEY}, json=wrong)
         assert status == 400 and body["error"]["param"] in ("model", "modle")
@@ -285,6 +286,6 @@ def test_metrics_and_efforts_are_told():
     assert status == 200 and headers["content-type"].count("charset") == 1
     assert 'mull_requests_total{effort="low",outcome="answered"} 1.0' in text
     assert "mull_memory_pages_used 0.0" in text and "mull_policy_version 0.0" in text
-    assert f"mull_memory_pages_total {float(service.tools.sampler.pool.num_pages)}" in text
+    assert f"mull_memory_pages_total {float(service.main.tools.sampler.pool.num_pages)}" in text
     status, _, body = call(service, "GET", "/mull/efforts")
     assert status == 200 and body["efforts"]["low"]["requests"] == 1 and body["efforts"]["high"]["expected"] is None

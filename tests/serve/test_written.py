@@ -331,7 +331,7 @@ def test_the_answer_is_the_same_with_a_summary_and_the_engine_is_empty_after(lev
         results = []
         for summaries in ("quotes", "model"):
             service = nano_service(summaries=summaries, think_tokens=200)
-            engine: Any = service.tools.sampler
+            engine: Any = service.main.tools.sampler
             async with service.job(Wish(LONGER, effort=level, seed=seed), "a") as one:
                 result = await answered(one)
             assert idle(service) and empty(service) and engine.spent.sampled_tokens == result.completion_tokens
@@ -375,7 +375,7 @@ def test_leaving_while_it_writes_leaves_the_engine_empty():
 
 def test_no_more_memory_is_held_than_was_admitted():
     service = nano_service(summaries="model", think_tokens=200)
-    engine: Any = service.tools.sampler
+    engine: Any = service.main.tools.sampler
     most, step = Room(), engine._step
 
     def watched():
@@ -383,7 +383,7 @@ def test_no_more_memory_is_held_than_was_admitted():
         done = step()
         now = Room(engine.pool.held, len(engine.schedule.order) + len(engine.schedule.waiting))
         most = Room(max(most.pages, now.pages), max(most.branches, now.branches))
-        assert service.gate.reserved.holds(now), (now, service.gate.reserved)
+        assert service.main.gate.reserved.holds(now), (now, service.main.gate.reserved)
         return done
 
     engine._step = watched
@@ -408,9 +408,9 @@ def test_a_job_writes_with_the_weights_that_it_began_with():
             running = asyncio.ensure_future(answered(one))
             while old.inner.running or not old.inner.calls:
                 await asyncio.sleep(0)
-            tools = service.tools
-            service.weights.before.append(service.weights.current)
-            service.weights.current = Version(replace(tools, sampler=new))
+            tools = service.main.tools
+            service.main.weights.before.append(service.main.weights.current)
+            service.main.weights.current = Version(replace(tools, sampler=new))
             while len(old.prompts) < 2:
                 await asyncio.sleep(0.001)
             await asyncio.sleep(0.02)
@@ -459,12 +459,12 @@ def test_no_chain_gives_way_to_a_writer_and_nobody_is_sent_away_for_it():
 
     async def work():
         async with service.job(Wish(TALK, effort="low", seed=1), "a") as one:
-            assert one.plan.summary == 0 and one.plan.wanted == 0 and service.gate.reserved.branches == 1
-        service.gate.resize(Room(service.gate.capacity.pages, 3))
+            assert one.plan.summary == 0 and one.plan.wanted == 0 and service.main.gate.reserved.branches == 1
+        service.main.gate.resize(Room(service.main.gate.capacity.pages, 3))
         async with service.job(Wish(TALK, effort="low", seed=1), "a") as one:
-            assert one.plan.summary and service.gate.reserved.branches == 2
+            assert one.plan.summary and service.main.gate.reserved.branches == 2
             async with service.job(Wish(TALK, effort="low", seed=1), "b") as two:
-                assert two.plan.summary == 0 and service.gate.reserved.branches == 3
+                assert two.plan.summary == 0 and service.main.gate.reserved.branches == 3
         async with service.job(Wish(TALK, effort="none"), "c") as none:
             assert none.plan.summary == 0
 

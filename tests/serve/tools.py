@@ -79,9 +79,9 @@ def app_of(service: Service) -> FastAPI:
 
 
 def idle(service: Service) -> bool:
-    """Whether the local engine holds nothing any more."""
-    engine: Any = service.tools.sampler
-    return not service.jobs and not engine.schedule.busy and engine.pool.available == engine.pool.num_pages
+    """Whether no local engine holds anything any more."""
+    engines: list[Any] = [model.tools.sampler for model in service.models.values()]
+    return not service.jobs and not any(e.schedule.busy or e.pool.available != e.pool.num_pages for e in engines)
 
 
 def ask(text: str = QUESTION, **more: Any) -> dict[str, Any]:

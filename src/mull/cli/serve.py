@@ -33,6 +33,10 @@ def serve_command(
         str | None,
         typer.Option("--model", metavar="DIR", help="Default: runs/demo/model where it exists, else nano."),
     ] = None,
+    beside: Annotated[
+        list[str] | None,
+        typer.Option("--beside", metavar="[NAME=]DIR", help="One more model, asked by its name; may be given again."),
+    ] = None,
     endpoint: Annotated[
         str | None, typer.Option("--endpoint", metavar="URL", help="An OpenAI-compatible server instead of --model.")
     ] = None,
@@ -64,17 +68,17 @@ def serve_command(
     from mull.config import load
     from mull.serve.settings import Settings
 
-    flags = {"model": model, "endpoint": endpoint, "tokenizer": tokenizer, "scorer": scorer}
+    flags = {"model": model, "beside": beside, "endpoint": endpoint, "tokenizer": tokenizer, "scorer": scorer}
     flags |= {"calibration": calibration, "host": host, "port": port, "keys": keys}
     flags |= {"params": params, "thoughts": thoughts}
     overrides = list(override or ())
     given = {text.partition("=")[0].strip() for text in overrides}
     for key, value in flags.items():
-        if value is None:
+        if value is None or value == []:
             continue
         if key in given:
             raise UserError(f"the key {key!r} is given twice, by -o and by its own flag: leave one of them out")
-        plain = value if isinstance(value, int) else str(value)
+        plain = value if isinstance(value, int | list) else str(value)
         overrides.append(f"{key}={json.dumps(plain, ensure_ascii=False)}")
     settings = load(Settings, config, overrides)
     if settings.endpoint and settings.model:

@@ -23,7 +23,8 @@ from mull.serve.errors import ApiError, invalid
 from mull.serve.job import Delta, Event, Job, Result, Thought, follow
 from mull.serve.limits import read_json, request_id
 from mull.serve.plan import Wish
-from mull.serve.schemas import checked, document, served
+from mull.serve.schemas import checked, document
+from mull.serve.served import Served
 from mull.serve.service import Service
 from mull.serve.settings import Settings
 from mull.serve.shapes import POSTED, ChatCompletion, errors, streams, usage
@@ -46,15 +47,14 @@ def router(service: Service) -> APIRouter:
     )
     async def chat(request: Request) -> Response:
         form = checked(ChatRequest, await read_json(request))
-        served(form.model, service.name, required=service.settings.params == "strict_o1")
-        wish = asked(form, service.settings)
-        call = Call(service, wish, request_id(request), form.n or 1, shown(form, service.settings), unheard(form))
+        s = service.settings
+        model = service.model(form.model, required=s.params == "strict_o1")
+        call = Call(service, model, asked(form, s), request_id(request), form.n or 1, shown(form, s), unheard(form))
         if not form.stream:
             body = await while_there(request, call.whole())
             return JSONResponse(body, headers=call.headers)
         with_usage = bool(form.stream_options and form.stream_options.include_usage)
-        ping = service.settings.ping_seconds
-        return await streamed(request, call.frames(with_usage), failed, ping, call.headers)
+        return await streamed(request, call.frames(with_usage), failed, s.ping_seconds, call.headers)
 
     return api
 
@@ -75,6 +75,7 @@ class Call:
     """One request: its choices, told in chunks or as a whole."""
 
     service: Service
+    model: Served
     wish: Wish
     request: str
     n: int
@@ -150,14 +151,14 @@ class Call:
                         yield event
         except UserError as problem:
             param = "mull.strategy" if self.wish.strategy else "messages"
-            raise invalid(self.service.public(problem), param) from None
+            raise invalid(self.model.public(problem), param) from None
 
     def _head(self, kind: str) -> dict[str, Any]:
         return {
             "id": "chatcmpl-" + self.request.rpartition("_")[2],
             "object": kind,
             "created": self.created,
-            "model": self.service.name,
+            "model": self.model.name,
             "system_fingerprint": f"policy-{self.version}",
         }
 

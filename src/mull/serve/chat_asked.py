@@ -144,6 +144,7 @@ def asked(form: ChatRequest, settings: Settings) -> Wish:
         stop=stops(form.stop, 4) if strict else stops(form.stop),
         summary=not form.excluded and settings.thoughts == "hidden",
         end_user=form.user or "",
+        model=form.model or "",
     )
 
 

@@ -31,8 +31,9 @@ from mull.serve.errors import ApiError, invalid
 from mull.serve.job import until
 from mull.serve.limits import read_json, request_id
 from mull.serve.logprobs import described, readable, scored
-from mull.serve.schemas import MOST_TOKENS, STOPS, WHOLE, Budget, Request, checked, document, served, stops, whole
-from mull.serve.service import LONG, Service, too_long
+from mull.serve.schemas import MOST_TOKENS, STOPS, WHOLE, Budget, Request, checked, document, stops, whole
+from mull.serve.served import LONG, Served, too_long
+from mull.serve.service import Service
 from mull.serve.shapes import POSTED, TextCompletion, errors, streams, usage
 from mull.serve.sse import DONE, frame, streamed, while_there
 from mull.types import Completion, SamplingParams
@@ -75,8 +76,8 @@ def router(service: Service) -> APIRouter:
     )
     async def completions(request: HttpRequest) -> Response:
         form = checked(CompletionRequest, await read_json(request))
-        served(form.model, service.name, required=service.settings.params == "strict_o1")
-        call = Call(service, form, request_id(request))
+        model = service.model(form.model, required=service.settings.params == "strict_o1")
+        call = Call(service, model, form, request_id(request))
         headers = header(unheard(form, _UNHEARD))
         if not form.stream:
             body = await while_there(request, call.whole())
@@ -107,8 +108,8 @@ class Piece:
 class Call:
     """One request: every prompt continued n times, in pieces or as a whole."""
 
-    def __init__(self, service: Service, form: CompletionRequest, request: str):
-        self.service, self.form, self.request = service, form, request
+    def __init__(self, service: Service, model: Served, form: CompletionRequest, request: str):
+        self.service, self.model, self.form, self.request = service, model, form, request
         self.created, self.version = int(time.time()), 0
         self.n, self.most = form.n or 1, 16 if form.max_tokens is None else form.max_tokens
         self.prompts = _prompts(form.prompt)
@@ -145,10 +146,11 @@ class Call:
 
     async def _pieces(self) -> AsyncGenerator[tuple[int, Piece]]:
         """(choice, piece); the last piece of a choice has a `finish`."""
-        context = self.service.tools.context or 1 << 20
+        context = self.model.tools.context or 1 << 20
         bound = [min(len(p.encode()) if isinstance(p, str) else len(p), context) for p in self.prompts]
         try:
-            async with self.service.place(sum(bound) + len(bound) * self.n * min(self.most, context)) as tools:
+            most = sum(bound) + len(bound) * self.n * min(self.most, context)
+            async with self.service.place(most, self.model.name) as tools:
                 self.version = tools.sampler.policy_version
                 if sum(map(len, self.prompts)) < LONG:
                     ids = self._tokens(tools)
@@ -159,7 +161,7 @@ class Call:
                     async for _, event in events:
                         yield event
         except UserError as problem:
-            raise invalid(self.service.public(problem), "prompt") from None
+            raise invalid(self.model.public(problem), "prompt") from None
         except SamplerLost:
             message = "The model does not answer at the moment: try again."
             raise ApiError(503, message, type="server_error", code="server_unavailable") from None
@@ -265,7 +267,7 @@ class Call:
             "id": "cmpl-" + self.request.rpartition("_")[2],
             "object": "text_completion",
             "created": self.created,
-            "model": self.service.name,
+            "model": self.model.name,
             "system_fingerprint": f"policy-{self.version}",
         }
 

@@ -136,6 +136,7 @@ def told_of(records: list[Record], prompts: bool) -> dict[str, Any]:
         return {}
     jobs = [record.job for record in records if record.job is not None]
     out: dict[str, Any] = {
+        "model": records[0].model,
         "outcome": next((r.outcome for r in records if r.outcome != "answered"), "answered"),
         "waited": round(max(record.waited for record in records), 4),
     }

@@ -47,6 +47,7 @@ def serve(settings: Settings) -> None:
     from mull.serve.files import opened
 
     logs.setup(settings.log_prompts)
+    settings.names()  # two of one name are a mistake that need not wait
     listener = bound(settings.host, settings.port)
     try:
         if not is_loopback(settings.host) and settings.keys is None:
@@ -161,28 +162,31 @@ async def _until_stopped(
     from mull.serve.app import make_app
     from mull.serve.logs import Logged
     from mull.serve.service import Service
-    from mull.serve.weights import reload
+    from mull.serve.weights import reload_all
 
     begun = time.monotonic()
     async with _tools(settings, stop) as tools:
         if tools is None:  # nothing can stop the thread that loads, and nobody needs what it does
             os._exit(0)
-        service = Service(settings, tools)
+        service = Service(settings, *tools)
         app = make_app(service, files)
         others: list[asyncio.Future[Any]] = []
         async with app.router.lifespan_context(app):
             if hasattr(signal, "SIGHUP"):
                 asyncio.get_running_loop().add_signal_handler(
-                    signal.SIGHUP, lambda: others.append(asyncio.ensure_future(reload(service)))
+                    signal.SIGHUP, lambda: others.append(asyncio.ensure_future(reload_all(service)))
                 )
             if settings.watch_model and not settings.endpoint:
-                others.append(asyncio.ensure_future(service.weights.watch(settings.watch_model, service)))
+                for model in service.models.values():
+                    others.append(asyncio.ensure_future(model.weights.watch(settings.watch_model, model)))
             await _warn_of_torch(settings)
             door.app = Logged(app, settings.log_prompts)
-            where = address_of(listener)
-            print(f"serving {service.name} at {where}/v1" + (f", with a page at {where}/" if settings.page else ""))
+            where, names = address_of(listener), [*service.models]
+            served = " and ".join((", ".join(names[:-1]), names[-1])) if len(names) > 1 else names[0]
+            print(f"serving {served} at {where}/v1" + (f", with a page at {where}/" if settings.page else ""))
             sys.stdout.flush()
-            log.info("ready", extra={"fields": {"model": service.name, "seconds": round(time.monotonic() - begun, 3)}})
+            told = {"model": service.main.name, "beside": names[1:], "seconds": round(time.monotonic() - begun, 3)}
+            log.info("ready", extra={"fields": told})
             await stop.wait()
             await drain(service)
             for task in others:
@@ -191,21 +195,22 @@ async def _until_stopped(
 
 
 @contextlib.asynccontextmanager
-async def _tools(settings: Settings, stop: asyncio.Event) -> AsyncIterator[Opened | None]:
-    """What to serve with, loaded in a thread so that the port answers meanwhile; None when told to stop first."""
-    from mull.search.sources import loaded, opened
-    from mull.serve.weights import source_of
+async def _tools(settings: Settings, stop: asyncio.Event) -> AsyncIterator[list[Opened] | None]:
+    """What to serve with, of each model, loaded in a thread so that the port answers meanwhile; None when told to stop
+    first."""
+    from mull.search.sources import opened
+    from mull.serve.weights import checked, sources_of
 
     if settings.threads:
         import torch
 
         torch.set_num_threads(settings.threads)
-    source = source_of(settings)
-    if source.endpoint:
-        async with opened(source) as tools:
-            yield tools
+    main, *beside = sources_of(settings).values()
+    if main.endpoint:
+        async with opened(main) as tools:
+            yield [tools]
         return
-    loading = asyncio.ensure_future(asyncio.to_thread(loaded, source))
+    loading = asyncio.ensure_future(asyncio.to_thread(lambda: [checked(source) for source in (main, *beside)]))
     stopping = asyncio.ensure_future(stop.wait())
     await asyncio.wait({loading, stopping}, return_when=asyncio.FIRST_COMPLETED)
     stopping.cancel()
@@ -226,20 +231,20 @@ async def drain(service: Service, tick: float = 0.05) -> None:
     """Lets in nobody, and returns when nobody is inside or all has been tried that ends them in an orderly way."""
     s = service.settings
     service.drain()
-    log.info("draining", extra={"fields": {"inside": service.gate.inside}})
+    log.info("draining", extra={"fields": {"inside": service.inside}})
     if await _empty(service, s.drain_seconds, tick):
         return
     for job in list(service.jobs.values()):
         job.answer_now()
     if not await _empty(service, ANSWER, tick):
-        log.warning("cancelled", extra={"fields": {"inside": service.gate.inside}})
+        log.warning("cancelled", extra={"fields": {"inside": service.inside}})
 
 
 async def _empty(service: Service, seconds: float, tick: float) -> bool:
     end = time.monotonic() + seconds
-    while service.gate.inside and time.monotonic() < end:
+    while service.inside and time.monotonic() < end:
         await asyncio.sleep(tick)
-    return not service.gate.inside
+    return not service.inside
 
 
 async def sweep(server: Any, seconds: float = HEAD, tick: float = 2.0) -> None:

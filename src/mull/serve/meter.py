@@ -7,6 +7,7 @@ API can forget one.
 from __future__ import annotations
 
 import asyncio
+import functools
 import time
 from collections import deque
 from collections.abc import Callable
@@ -17,12 +18,12 @@ from typing import TYPE_CHECKING, Any, Literal
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
 from mull.errors import UserError
-from mull.search.allocate import load_calibration
 from mull.serve.errors import ApiError
 from mull.serve.plan import LEVELS, Level, Wish
 
 if TYPE_CHECKING:
     from mull.serve.job import Job
+    from mull.serve.served import Served
     from mull.serve.service import Service
 
 Outcome = Literal["answered", "refused", "cancelled", "failed"]
@@ -36,6 +37,7 @@ class Record:
     """One job or raw completion, from its asking to its end."""
 
     request: str
+    model: str = ""
     started: float = field(default_factory=time.monotonic)
     waited: float = 0.0  # for room
     job: Job | None = None  # None: it was not admitted, or is a raw completion
@@ -72,7 +74,9 @@ class Meter:
 
     def __init__(self, service: Service):
         self.service, self.registry = service, CollectorRegistry()
-        self.costs: dict[Level, deque[tuple[int, float]]] = {level: deque(maxlen=KNOWN) for level in LEVELS}
+        self.costs: dict[tuple[str, Level], deque[tuple[int, float]]] = {
+            (model, level): deque(maxlen=KNOWN) for model in service.models for level in LEVELS
+        }
         self._recent: deque[tuple[float, int]] = deque()  # (when, tokens) of what ended of late
         self._began = time.monotonic()
 
@@ -99,26 +103,43 @@ class Meter:
         self.prompt = counter("prompt_tokens", "Prompt tokens of jobs")
         self.cached = counter("cached_tokens", "Prompt tokens that did not have to be computed again")
         self.scorer = counter("scorer_tokens", "Tokens that scorers and critics read")
+        self.by_model = counter("model_requests", "Jobs and raw completions that ended", "model", "outcome")
+        self.sampled = counter("model_tokens", "Tokens that jobs sampled", "model")
         self.wait = histogram("queue_seconds", "Wait for room")
         self.first = histogram("first_token_seconds", "From a job's arrival to its first sampled token", "effort")
         self.whole = histogram("answer_seconds", "From a job's arrival to its whole answer", "effort")
         gauges: dict[str, tuple[str, Callable[[], float]]] = {
-            "queue_depth": ("Requests that wait for room", lambda: len(service.gate.line)),
-            "running": ("Jobs and raw completions inside", lambda: service.gate.inside),
-            "memory_pages_used": ("Pages that sequences hold, of 16 tokens", lambda: _pages("held", service)),
-            "memory_pages_total": ("Pages of the engine's memory", lambda: _pages("num_pages", service)),
-            "memory_pages_reserved": ("Pages that admitted requests may come to need", self._reserved),
-            "branches_reserved": ("Branches that may run side by side", lambda: service.gate.reserved.branches),
-            "sequences": ("Sequences in the engine, running or waiting", lambda: _sequences(service)),
-            "policy_version": ("Of the weights that new requests get", lambda: service.tools.sampler.policy_version),
-            "versions": ("Versions of the weights in memory", lambda: 1 + len(service.weights.before)),
-            "reloads": ("Reloads of the weights that succeeded", lambda: service.weights.reloads),
-            "reload_failures": ("Reloads of the weights that failed", lambda: service.weights.failures),
+            "running": ("Jobs and raw completions inside", lambda: service.inside),
             "tokens_per_second": ("Sampled, of what ended in the last minute", self.rate),
             "draining": ("1 while no new requests are taken", lambda: float(service.draining)),
+            "policy_version": ("Of the main model's weights that new requests get", lambda: _version(service.main)),
         }
         for name, (about, read) in gauges.items():
             Gauge(f"mull_{name}", about, registry=self.registry).set_function(read)
+        # Sums over all models, under names without labels; and by model what tells which of them is busy.
+        sums: dict[str, tuple[str, Callable[[Served], float]]] = {
+            "queue_depth": ("Requests that wait for room", lambda model: len(model.gate.line)),
+            "memory_pages_used": ("Pages that sequences hold, of 16 tokens", lambda model: _pages("held", model)),
+            "memory_pages_total": ("Pages of the engine's memory", lambda model: _pages("num_pages", model)),
+            "memory_pages_reserved": ("Pages that admitted requests may come to need", _reserved),
+            "branches_reserved": ("Branches that may run side by side", lambda model: model.gate.reserved.branches),
+            "sequences": ("Sequences in the engine, running or waiting", _sequences),
+            "versions": ("Versions of the weights in memory", lambda model: len(_samplers(model))),
+            "reloads": ("Reloads of the weights that succeeded", lambda model: model.weights.reloads),
+            "reload_failures": ("Reloads of the weights that failed", lambda model: model.weights.failures),
+        }
+        for name, (about, of) in sums.items():
+            total = functools.partial(_sum, of, service)
+            Gauge(f"mull_{name}", about, registry=self.registry).set_function(total)
+        for name, (about, of) in {
+            "model_queue_depth": sums["queue_depth"],
+            "model_running": ("Jobs and raw completions inside", lambda model: model.gate.inside),
+            "model_memory_pages_used": sums["memory_pages_used"],
+            "model_policy_version": ("Of the weights that new requests get", _version),
+        }.items():
+            gauge = Gauge(f"mull_{name}", about, ("model",), registry=self.registry)
+            for model in service.models.values():
+                gauge.labels(model.name).set_function(functools.partial(of, model))
 
     def record(self, one: Record) -> None:
         """Counts what has ended."""
@@ -126,6 +147,7 @@ class Meter:
         one.seconds, outcome, job = now - one.started, one.outcome, one.job
         if outcome == "refused":
             self.refused.labels(getattr(one.error, "status", 400)).inc()
+        self.by_model.labels(one.model, outcome).inc()
         if one.admitted:
             self.wait.observe(one.waited)
         if job is None:
@@ -142,6 +164,7 @@ class Meter:
         if job.written is not None:
             self.sections.labels("written").inc(job.written.written)
             self.sections.labels("quoted").inc(job.written.quoted)
+        self.sampled.labels(one.model).inc(job.sampled)
         self._recent.append((now, job.sampled))
         self.rate()
         if one.first_token is not None:
@@ -160,7 +183,7 @@ class Meter:
         if result.early:
             self.early.labels(result.early).inc()
         elif one.plain and not job.plan.wanted:
-            self.costs[level].append((result.completion_tokens, result.seconds))
+            self.costs[one.model, level].append((result.completion_tokens, result.seconds))
 
     def record_raw(self, one: Record) -> None:
         self.raw.labels(one.outcome).inc()
@@ -173,14 +196,11 @@ class Meter:
             self._recent.popleft()
         return sum(n for _, n in self._recent) / max(1.0, min(RATE, now - self._began))
 
-    def _reserved(self) -> float:
-        return self.service.gate.reserved.pages if hasattr(self.service.tools.sampler, "pool") else 0
-
-    def efforts(self) -> dict[str, Any]:
-        """What each effort would spend, and what it has spent: by level, JSON-able."""
+    def efforts(self, model: Served) -> dict[str, Any]:
+        """What each effort would spend with a model, and what it has spent: by level, JSON-able."""
         out = {}
         for level in LEVELS:
-            plan, known = self.service.plan(Wish((), effort=level), prompt=0), self.costs[level]
+            plan, known = model.plan(Wish((), effort=level), prompt=0), self.costs[model.name, level]
             out[level] = {
                 "strategy": plan.strategy,
                 "chains": plan.samples,
@@ -188,25 +208,39 @@ class Meter:
                 "requests": len(known),
                 "median_tokens": median(tokens for tokens, _ in known) if known else None,
                 "median_seconds": round(median(seconds for _, seconds in known), 4) if known else None,
-                "expected": self._expected(level),
+                "expected": _expected(model, level),
             }
-        return {"default": self.service.settings.effort, "efforts": out}
-
-    def _expected(self, level: Level) -> dict[str, float] | None:
-        """What calibration measured for the effort, per question: mean compute in chains, and accuracy."""
-        if not self.service.settings.calibration or level == "none":
-            return None
-        known = load_calibration(self.service.settings.calibration)
-        point = known.points[known.efforts[level]]
-        return {"chains": round(point.flops / known.chain_flops, 2), "accuracy": round(point.accuracy, 4)}
+        return {"model": model.name, "default": self.service.settings.effort, "efforts": out}
 
 
-def _pages(what: str, service: Service) -> float:
-    """Over all versions that are in memory."""
-    samplers: list[Any] = [version.tools.sampler for version in (service.weights.current, *service.weights.before)]
-    return sum(getattr(sampler.pool, what) for sampler in samplers if hasattr(sampler, "pool"))
+def _expected(model: Served, level: Level) -> dict[str, float] | None:
+    """What calibration measured for the effort, per question: mean compute in chains, and accuracy."""
+    if (known := model.calibrated) is None or level == "none":
+        return None
+    point = known.points[known.efforts[level]]
+    return {"chains": round(point.flops / known.chain_flops, 2), "accuracy": round(point.accuracy, 4)}
 
 
-def _sequences(service: Service) -> float:
-    samplers: list[Any] = [version.tools.sampler for version in (service.weights.current, *service.weights.before)]
-    return sum(len(s.schedule.order) + len(s.schedule.waiting) for s in samplers if hasattr(s, "schedule"))
+def _sum(of: Callable[[Served], float], service: Service) -> float:
+    return sum(map(of, service.models.values()))
+
+
+def _version(model: Served) -> float:
+    return model.tools.sampler.policy_version
+
+
+def _samplers(model: Served) -> list[Any]:
+    """Of all versions that are in memory."""
+    return [version.tools.sampler for version in (model.weights.current, *model.weights.before)]
+
+
+def _pages(what: str, model: Served) -> float:
+    return sum(getattr(sampler.pool, what) for sampler in _samplers(model) if hasattr(sampler, "pool"))
+
+
+def _reserved(model: Served) -> float:
+    return model.gate.reserved.pages if hasattr(model.tools.sampler, "pool") else 0
+
+
+def _sequences(model: Served) -> float:
+    return sum(len(s.schedule.order) + len(s.schedule.waiting) for s in _samplers(model) if hasattr(s, "schedule"))

@@ -1,4 +1,4 @@
-"""The small routes: which model is served, whether the server is well, and "answer now"."""
+"""The small routes: which models are served, whether the server is well, and "answer now"."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from fastapi import APIRouter, Response
 from fastapi.responses import JSONResponse
 
 from mull.serve.errors import ApiError, unknown_model
+from mull.serve.served import Served
 from mull.serve.service import Service
 from mull.serve.shapes import Health, Model, Models, errors
 
@@ -15,24 +16,25 @@ from mull.serve.shapes import Health, Model, Models, errors
 def router(service: Service) -> APIRouter:
     api = APIRouter()
 
-    def described() -> dict[str, Any]:
+    def described(model: Served) -> dict[str, Any]:
         return {
-            "id": service.name,
+            "id": model.name,
             "object": "model",
             "created": service.created,
             "owned_by": "mull",
-            "max_model_len": service.tools.context,  # as vLLM names it: our own endpoint client reads it
+            "max_model_len": model.tools.context,  # as vLLM names it: our own endpoint client reads it
         }
 
     @api.get("/v1/models", response_model=Models, responses=errors(401, 405))
     async def models() -> Response:
-        return JSONResponse({"object": "list", "data": [described()]})
+        """The main one first: it answers requests that name none."""
+        return JSONResponse({"object": "list", "data": [described(one) for one in service.models.values()]})
 
     @api.get("/v1/models/{model:path}", response_model=Model, responses=errors(401, 404, 405))
     async def model(model: str) -> Response:
-        if model != service.name:
+        if model not in service.models:
             raise unknown_model(model)
-        return JSONResponse(described())
+        return JSONResponse(described(service.models[model]))
 
     @api.get("/health", response_model=Health, responses={503: {"model": Health}, **errors(405)})
     async def health() -> Response:

@@ -26,7 +26,10 @@ from mull.serve.weights import reload
 HEADER = "x-mull-admin"
 BODY = {
     "type": "object",
-    "properties": {"model": {"type": "string", "pattern": r"^[^\u0000]*$"}},
+    "properties": {
+        "model": {"type": "string", "pattern": r"^[^\u0000]*$", "description": "A folder; left out, the one it has."},
+        "name": {"type": "string", "description": "Of the served model, as /v1/models names it; left out, the first."},
+    },
     "additionalProperties": False,
 }
 
@@ -47,6 +50,7 @@ class Effort(Shape):
 
 
 class Efforts(Shape):
+    model: str
     default: Level
     efforts: dict[Level, Effort]
 
@@ -71,17 +75,17 @@ def router(service: Service, admin: bytes | None) -> APIRouter:
         # The header is set whole: Starlette would add a second charset to a media type.
         return Response(generate_latest(service.meter.registry), headers={"Content-Type": CONTENT_TYPE_LATEST})
 
-    @api.get("/mull/efforts", response_model=Efforts, responses=errors(401, 405))
-    async def efforts() -> Response:
+    @api.get("/mull/efforts", response_model=Efforts, responses=errors(401, 404, 405))
+    async def efforts(model: str = "") -> Response:
         """Of each effort: the strategy, chains and tokens that it may take, and the medians of what it took of late
-        (null before any request)."""
-        return JSONResponse(service.meter.efforts())
+        (null before any request). `model` as in /v1/models; without it, the first of those."""
+        return JSONResponse(service.meter.efforts(service.model(model)))
 
     @api.post(
         "/mull/reload",
         response_model=Reloaded,
         responses={
-            **errors(400, 401, 405, 408, 413, 500),
+            **errors(400, 401, 404, 405, 408, 413, 500),
             403: {"model": ErrorBody, "description": "The server was started without an admin key."},
         },
         openapi_extra={
@@ -93,8 +97,8 @@ def router(service: Service, admin: bytes | None) -> APIRouter:
         },
     )
     async def reload_route(request: Request) -> Response:
-        """Loads the model's folder again, or another `model`, beside the old weights. Requests under way end on
-        theirs. For the operator alone."""
+        """Loads a model's folder again, or another folder (`model`), beside the old weights. Requests under way end on
+        theirs. `name` says which of several models. For the operator alone."""
         if admin is None:
             message = "Reloading over HTTP is off: start the server with admin=FILE, or send it the signal SIGHUP."
             raise ApiError(403, message, type="permission_error", code="reload_off")
@@ -102,14 +106,21 @@ def router(service: Service, admin: bytes | None) -> APIRouter:
         if not hmac.compare_digest(given, admin):
             raise ApiError(401, f"Give the admin key in the header {HEADER}.", code="invalid_admin_key")
         body: dict[str, Any] = await read_json(request) if await request.body() else {}
-        if unknown := [key for key in body if key != "model"]:
+        if unknown := [key for key in body if key not in BODY["properties"]]:
             raise invalid(f"Unknown parameter: '{unknown[0][:60]}'.", unknown[0][:60], "unknown_parameter")
-        model = body.get("model", "")
-        if not isinstance(model, str) or "\0" in model:
+        folder, name = body.get("model", ""), body.get("name", "")
+        if not isinstance(folder, str) or "\0" in folder:
             raise invalid("Invalid 'model': give the name of a folder.", "model", "invalid_type")
-        told = await reload(service, model)
+        if not isinstance(name, str):
+            raise invalid("Invalid 'name': give the name of a model that is served.", "name", "invalid_type")
+        try:
+            model = service.model(name)
+        except ApiError as problem:
+            problem.param = "name"
+            raise
+        told = await reload(model, folder)
         if "error" in told:
             raise invalid(told["error"], "model", "model_not_loaded")
-        return JSONResponse({"model": service.name, **told})
+        return JSONResponse({"model": model.name, **told})
 
     return api

@@ -30,7 +30,8 @@ from mull.serve.errors import ApiError, invalid
 from mull.serve.job import Delta, Event, Job, Progress, Result, Thought, follow
 from mull.serve.limits import read_json, request_id
 from mull.serve.plan import Wish
-from mull.serve.schemas import Form, checked, served
+from mull.serve.schemas import Form, checked
+from mull.serve.served import Served
 from mull.serve.service import Service
 from mull.serve.shapes import usage
 from mull.serve.sse import frame, streamed
@@ -110,12 +111,12 @@ def router(service: Service) -> APIRouter:
     @api.post("/mull/ask")
     async def ask(request: Request) -> Response:
         form = checked(ChatRequest, await read_json(request))
-        served(form.model, service.name, required=False)
+        model = service.model(form.model)
         if (form.n or 1) != 1:
             raise invalid("Invalid 'n': the page asks for one answer at a time.", "n", "invalid_value")
         wish = replace(asked(form, service.settings), summary=True)
         return await streamed(
-            request, _frames(service, wish, request_id(request)), _failed, service.settings.ping_seconds
+            request, _frames(service, model, wish, request_id(request)), _failed, service.settings.ping_seconds
         )
 
     return api
@@ -145,7 +146,8 @@ def _file(request: Request, package: str, path: str, more: dict[str, str] | None
 def _config(service: Service) -> dict[str, Any]:
     s = service.settings
     return {
-        "model": service.name,
+        "model": service.main.name,
+        "models": [_described(model) for model in service.models.values()],
         "version": __version__,
         "thoughts": s.thoughts == "shown",
         "summaries": s.summaries != "none",
@@ -153,16 +155,19 @@ def _config(service: Service) -> dict[str, Any]:
         "max_samples": s.max_samples,
         "think_tokens": s.think_tokens,
         "answer_tokens": s.answer_tokens,
-        "strategies": _strategies(service),
     }
 
 
-def _strategies(service: Service) -> list[dict[str, str]]:
-    """Those that can run here: some need a scorer, a critic, a generator or a calibration file."""
+def _described(model: Served) -> dict[str, Any]:
+    return {"name": model.name, "calibrated": model.calibrated is not None, "strategies": _strategies(model)}
+
+
+def _strategies(model: Served) -> list[dict[str, str]]:
+    """Those that can run with it: some need a scorer, a critic, a generator or a calibration file."""
     found = []
     for name, (_, _, what) in STRATEGIES.items():
         try:
-            service.tools.bind(named(name), same_text, service.settings.calibration)
+            model.tools.bind(named(name), same_text, model.calibration)
         except UserError:
             continue
         found.append({"name": name, "samples": what})
@@ -196,7 +201,7 @@ def _failed(problem: ApiError) -> bytes:
     )
 
 
-async def _frames(service: Service, wish: Wish, request: str) -> AsyncGenerator[bytes]:
+async def _frames(service: Service, model: Served, wish: Wish, request: str) -> AsyncGenerator[bytes]:
     """begun; then progress, section, thought, nodes, delta as they come; result."""
     try:
         async with service.job(wish, request) as job:
@@ -209,7 +214,7 @@ async def _frames(service: Service, wish: Wish, request: str) -> AsyncGenerator[
                     if told := telling.tell(event):
                         yield frame(told[1], told[0])
     except UserError as problem:
-        raise invalid(service.public(problem), "messages") from None
+        raise invalid(model.public(problem), "messages") from None
 
 
 class Telling:

@@ -41,6 +41,7 @@ class Wish:
     stop: tuple[str, ...] = ()  # of the answer alone
     summary: bool = True  # whether anybody will see one
     end_user: str = field(default="", compare=False)
+    model: str = ""  # as it is called here; empty: the main one
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ POST   /v1/responses/{id}/cancel         refused: nothing runs in the background
 from __future__ import annotations
 
 import asyncio
+import functools
 import logging
 import sqlite3
 import time
@@ -33,8 +34,9 @@ from mull.serve.responses_items import fitting, messages, taken
 from mull.serve.responses_schemas import INCLUDED, ResponseRequest, detail, refuse, unheard, wish
 from mull.serve.responses_shapes import Deleted, Items, Responded
 from mull.serve.responses_store import Store, Stored
-from mull.serve.schemas import checked, document, served
+from mull.serve.schemas import checked, document
 from mull.serve.seal import Seal
+from mull.serve.served import Served
 from mull.serve.service import Service
 from mull.serve.shapes import POSTED, errors, streams
 from mull.serve.sse import frame, streamed, while_there
@@ -52,7 +54,10 @@ log = logging.getLogger("mull.serve")
 def router(service: Service, secret: bytes, store: Store) -> APIRouter:
     """The store is closed with the application."""
     s = service.settings
-    seal = Seal(secret, service.name)
+
+    @functools.lru_cache(maxsize=64)
+    def seal(model: str) -> Seal:
+        return Seal(secret, model)
 
     @asynccontextmanager
     async def closing(_: Any) -> AsyncIterator[None]:
@@ -69,9 +74,9 @@ def router(service: Service, secret: bytes, store: Store) -> APIRouter:
     )
     async def create(request: Request) -> Response:
         form = checked(ResponseRequest, await read_json(request))
-        served(form.model, service.name, required=s.params == "strict_o1")
+        model = service.model(form.model, required=s.params == "strict_o1")
         refuse(form, s)
-        call = await called(service, store, seal, form, owner(request), request_id(request))
+        call = await called(service, model, store, seal(model.name), form, owner(request), request_id(request))
         if not form.stream:
             return JSONResponse(await while_there(request, call.whole()), headers=call.headers)
         return await streamed(request, call.frames(), call.failed, s.ping_seconds, call.headers)
@@ -84,9 +89,10 @@ def router(service: Service, secret: bytes, store: Store) -> APIRouter:
             message = "Unsupported value: 'stream' supports false alone: nothing runs in the background."
             raise invalid(message, "stream", "unsupported_value")
         if INCLUDED in [*request.query_params.getlist("include"), *request.query_params.getlist("include[]")]:
+            its = seal(found.response["model"])  # whichever are served now: a thought is that model's
             for item in found.response["output"]:
                 if item["type"] == "reasoning":
-                    item["encrypted_content"] = seal.close(found.thought, item["id"], owner(request))
+                    item["encrypted_content"] = its.close(found.thought, item["id"], owner(request))
         return JSONResponse(found.response)
 
     @api.delete("/v1/responses/{id}", response_model=Deleted, responses=FOUND, operation_id="delete_response")
@@ -135,8 +141,10 @@ def unknown(id: str) -> ApiError:
     return ApiError(404, f"Response with id '{id[:80]}' not found.", param="response_id", code="response_not_found")
 
 
-async def called(service: Service, store: Store, seal: Seal, form: ResponseRequest, owner: str, request: str) -> Call:
-    """What a request asks for, with the conversation that it goes on from."""
+async def called(
+    service: Service, model: Served, store: Store, seal: Seal, form: ResponseRequest, owner: str, request: str
+) -> Call:
+    """What a request asks for, with the conversation that it goes on from: what was said, whichever model said it."""
     s = service.settings
     new = await taken(form.input, s.max_messages, store, seal, owner)
     items, before = new, form.previous_response_id
@@ -146,24 +154,23 @@ async def called(service: Service, store: Store, seal: Seal, form: ResponseReque
             message = f"Previous response with id '{before[:80]}' not found."
             raise invalid(message, "previous_response_id", "previous_response_not_found")
         items = [*found.input, *found.response["output"], *new]
-    if form.truncation == "auto" and service.tools.context:
+    tools = model.tools
+    if form.truncation == "auto" and tools.context:
         # What an answer may need stays free, but never more than half of what there is.
-        room = min(form.max_output_tokens or s.think_tokens + s.answer_tokens, service.tools.context // 2)
-        most = service.tools.context - room
-        items = await asyncio.to_thread(fitting, items, form.instructions, service.tools.chat, most)
+        room = min(form.max_output_tokens or s.think_tokens + s.answer_tokens, tools.context // 2)
+        items = await asyncio.to_thread(fitting, items, form.instructions, tools.chat, tools.context - room)
     elif len(items) > s.max_messages:
         message = f"The conversation has {len(items)} items, and {s.max_messages} may be: set 'truncation' to 'auto'."
         raise invalid(message, "previous_response_id", "invalid_value")
     asked = wish(form, messages(items, form.instructions))
     telling = Telling(
-        _head(form, f"resp_{request.rpartition('_')[2]}", service.name),
+        _head(form, f"resp_{request.rpartition('_')[2]}", model.name),
         shown=s.thoughts == "shown",
         detail=detail(form, s),
         seal=(lambda thought, item: seal.close(thought, item, owner)) if INCLUDED in (form.include or ()) else None,
     )
-    return Call(
-        service, store if form.store is not False else None, owner, asked, request, items, telling, unheard(form)
-    )
+    kept = store if form.store is not False else None
+    return Call(service, model, kept, owner, asked, request, items, telling, unheard(form))
 
 
 @dataclass
@@ -171,6 +178,7 @@ class Call:
     """One request: told as events, of which a response that is not streamed is the last."""
 
     service: Service
+    model: Served
     store: Store | None
     owner: str
     wish: Wish
@@ -208,7 +216,7 @@ class Call:
                             made = vendor(event)
                             self.telling.response["mull"] = {**made, "ignored": [*self.unheard, *made["ignored"]]}
         except UserError as problem:
-            raise invalid(self.service.public(problem), "input") from None
+            raise invalid(self.model.public(problem), "input") from None
         except ApiError as problem:
             problem.param = "input" if problem.param == "messages" else problem.param
             raise

@@ -12,7 +12,7 @@ from mull.serve.responses_schemas import ID, ROLES, TEXTS
 from mull.serve.responses_store import Store
 from mull.serve.schemas import said, text_of
 from mull.serve.seal import Seal
-from mull.serve.service import overhead
+from mull.serve.served import overhead
 
 KINDS = ("message", "reasoning", "item_reference")
 

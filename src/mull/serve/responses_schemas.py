@@ -169,6 +169,7 @@ def wish(form: ResponseRequest, messages: tuple[dict[str, Any], ...]) -> Wish:
         seed=form.seed,
         summary=bool(reasoning.summary or reasoning.generate_summary),
         end_user=form.user or "",
+        model=form.model or "",
     )
 
 

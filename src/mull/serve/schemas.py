@@ -120,7 +120,7 @@ class Vendor(Form):
 class Request(Form):
     """What both kinds of completions know."""
 
-    model: Annotated[str, Field(description="As /v1/models names it; may be left out.")] | None = None
+    model: Annotated[str, Field(description="As /v1/models names it; left out, the first of those.")] | None = None
     max_tokens: Tokens | None = None
     n: Annotated[int, Field(ge=1, le=128), WHOLE] | None = None
     seed: Seed | None = None
@@ -159,17 +159,6 @@ def path(loc: Sequence[str | int]) -> str:
     """
     joined = "".join(f"[{part}]" if isinstance(part, int) else f".{part[:60]}" for part in loc)
     return joined.removeprefix(".")
-
-
-def served(name: str | None, ours: str, required: bool) -> None:
-    """Refuses a request for another model. Where there is one model, who names none means that one, unless OpenAI's own
-    rules are kept."""
-    if not name:
-        if required:
-            raise invalid("Missing required parameter: 'model'.", "model", "missing_required_parameter")
-    elif name != ours:
-        message = f"The model '{name[:100]}' does not exist or you do not have access to it."
-        raise ApiError(404, message, param="model", code="model_not_found")
 
 
 def stops(value: Any, most: int = STOPS) -> tuple[str, ...]:

@@ -1,79 +1,66 @@
-"""Requests between the APIs and the engine: what each may spend, whether there is room, and who is at work.
+"""Requests between the APIs and the engines: which model is asked, whether there is room, and who is at work.
 
     async with service.job(wish, request) as job:
         async for event in follow(job): …
 
-Every API goes through `job` (or `place`, where nothing thinks), so limits, admission, counting, the choice of weights
-and cancelling are in one place.
+Every API goes through `job` (or `place`, where nothing thinks), so limits, admission, counting, the choice of a model
+and of its weights, and cancelling are in one place.
 """
 
 from __future__ import annotations
 
-import asyncio
-import functools
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from dataclasses import replace
-from pathlib import Path
-from typing import Any
 
-from mull.chat import Chat
-from mull.chat.template import strings
 from mull.engine.pages import PAGE
 from mull.engine.sampler import derive_seed
-from mull.errors import UserError
-from mull.search.allocate import load_calibration
 from mull.search.sources import Opened
 from mull.serve import logs
-from mull.serve.errors import ApiError, going_down, invalid
-from mull.serve.gate import UNBOUNDED, Gate, Place, Room, needs, needs_at_most
+from mull.serve.errors import going_down, invalid, unknown_model
+from mull.serve.gate import Room
 from mull.serve.job import GATHER, Job
 from mull.serve.meter import Meter, Record
-from mull.serve.plan import SINGLE, Plan, Wish, plan
+from mull.serve.plan import Wish
+from mull.serve.served import Served
 from mull.serve.settings import Settings
-from mull.serve.weights import Weights, source_of
-from mull.serve.written import needed
-from mull.types import Question
+from mull.serve.weights import sources_of
 
-MOST = 128  # of any number in a client's strategy: how many branches a node has, and the like
 EACH, MOST_GATHER = 0.002, 0.25  # seconds between two pieces of a stream: for each job at work, and at most
-LONG = 1 << 14  # bytes of a conversation from which on it is tokenised in a thread, so that nobody waits for that
 
 
 class Service:
-    """`jobs` are those at work, by request id: what "answer now" and the page look up."""
+    """`models` by the names that clients call them, `main` first. `jobs` are those at work, by request id: what "answer
+    now" and the page look up."""
 
-    def __init__(self, settings: Settings, tools: Opened):
+    def __init__(self, settings: Settings, tools: Opened, *beside: Opened):
+        """`beside`: of the models that the settings name beside the main one, in their order."""
         self.settings = settings
-        self.weights = Weights(source_of(settings), tools)
-        self.gate = Gate(self._capacity(), settings.queue, settings.queue_seconds)
+        (name, source), *others = sources_of(settings).items()
+        self.main = Served(settings, name, source, tools)
+        self.models = {name: self.main}
+        for (other, source), tools in zip(others, beside, strict=True):
+            self.models[other] = Served(settings, other, source, tools, main=name)
         self.meter = Meter(self)
         self.created = int(time.time())
         self.jobs: dict[str, Job] = {}
         self.draining = False
         self.number = 0  # of requests so far, for seeds
 
+    def model(self, name: str | None, required: bool = False) -> Served:
+        """Who names none means the main model, unless a name is `required`. ApiError for a name that is not known."""
+        if not name:
+            if required:
+                raise invalid("Missing required parameter: 'model'.", "model", "missing_required_parameter")
+            return self.main
+        if name not in self.models:
+            raise unknown_model(name[:100])
+        return self.models[name]
+
     @property
-    def tools(self) -> Opened:
-        """What new requests work with."""
-        return self.weights.current.tools
-
-    @functools.cached_property
-    def name(self) -> str:
-        """What clients call the model, whichever weights it has. `runs/demo/model` is called demo."""
-        s, folder = self.settings, Path(self.settings.model or "nano").resolve()
-        parent = folder.parent.name if folder.name == "model" else ""
-        return s.name or s.endpoint_model or parent or folder.name or "model"  # "/" has no name
-
-    def public(self, problem: UserError) -> str:
-        """What it says, without where the model lies or runs: that is for the operator alone."""
-        s, said = self.settings, str(problem)
-        for private in sorted({self.tools.chat.name, s.model, s.endpoint.rstrip("/"), s.tokenizer} - {""}, key=len)[
-            ::-1
-        ]:
-            said = said.replace(private, "the model")
-        return said
+    def inside(self) -> int:
+        """Jobs and raw completions that were let in, of all models."""
+        return sum(model.gate.inside for model in self.models.values())
 
     @asynccontextmanager
     async def job(self, wish: Wish, request: str, choice: int = 0) -> AsyncIterator[Job]:
@@ -81,19 +68,22 @@ class Service:
 
         `request`: the id under which it is found; `choice`: which of a request's n answers, for its seed.
         """
-        record = Record(request)
+        model = self.model(wish.model)
+        record = Record(request, model.name)
         seed = wish.seed if wish.seed is not None else derive_seed(self.settings.seed, self.number)
         self.number += 1
         key = request if request not in self.jobs else f"{request}/{choice}"
         try:
-            async with self._admitted(wish, record) as (question, made, tools):
+            if self.draining:
+                raise going_down()
+            async with model.admitted(wish, record) as (question, made, tools):
                 record.job = job = Job(
                     question,
                     made,
                     tools,
                     seed=derive_seed(seed, choice),
                     stop=wish.stop,
-                    calibration=self.settings.calibration,
+                    calibration=model.calibration,
                     most_seconds=self.settings.max_seconds,
                     gather=self._gather,
                 )
@@ -112,21 +102,22 @@ class Service:
 
     def _gather(self) -> float:
         """Seconds between two pieces of a stream. A piece costs the same work whatever is in it, and the work of all
-        streams is done between the engine's steps: the more there are, the larger their pieces."""
+        streams is done between the engines' steps: the more there are, the larger their pieces."""
         return min(max(GATHER, EACH * len(self.jobs)), MOST_GATHER)
 
     @asynccontextmanager
-    async def place(self, tokens: int) -> AsyncIterator[Opened]:
+    async def place(self, tokens: int, model: str = "") -> AsyncIterator[Opened]:
         """Room for `tokens` tokens, at most, sampled or read without a strategy (/v1/completions); what to do it with.
         ApiError where there is none. Leaving gives the room back."""
-        record = Record("")
+        served = self.model(model)
+        record = Record("", served.name)
         need = Room(-(-tokens // PAGE) + 1, 1)
         try:
             if self.draining:
                 raise going_down()
-            async with self.gate.enter(lambda n: need, 1) as place:
+            async with served.gate.enter(lambda n: need, 1) as place:
                 record.admitted, record.waited = True, place.waited
-                with self.weights.in_use() as tools:
+                with served.weights.in_use() as tools:
                     yield tools
         except BaseException as error:
             record.error = error
@@ -138,145 +129,5 @@ class Service:
     def drain(self) -> None:
         """Nobody is let in from now on; who waits is told so."""
         self.draining = True
-        self.gate.close()
-
-    def resized(self) -> None:
-        """The engine is another one: its memory counts."""
-        self.gate.resize(self._capacity())
-
-    # ------------------------------------------------------------------------------------------ what is asked
-
-    def plan(self, wish: Wish, prompt: int, tools: Opened | None = None) -> Plan:
-        """What may be spent on a wish whose prompt has so many tokens; ApiError for a strategy that cannot run."""
-        s, tools = self.settings, tools or self.tools
-        chains = None
-        if s.calibration:
-            known = load_calibration(s.calibration)
-            chains = {
-                level: max((p.samples for p in known.points[at].plans), default=1)
-                for level, at in known.efforts.items()
-            }
-        made = plan(
-            wish,
-            room=max(2, (tools.context or 1 << 20) - prompt),
-            default=s.effort,
-            think_tokens=s.think_tokens,
-            answer_tokens=s.answer_tokens,
-            most_samples=s.max_samples,
-            calibration=chains,
-        )
-        if made.strategy != SINGLE:
-            self._refuse_unknown(made)
-        return made
-
-    @asynccontextmanager
-    async def _admitted(self, wish: Wish, record: Record) -> AsyncIterator[tuple[Question, Plan, Opened]]:
-        """The question, its plan and what to run it on, with room for it. Nothing is tokenised before there is room,
-        for which the bytes of the conversation bound the tokens."""
-        if self.draining:
-            raise going_down()
-        question, rough, context = asked(wish), self.plan(wish, 0), self.tools.context or 1 << 20
-        size = sum(len(text.encode("utf-8", "replace")) for text in strings(wish.messages))
-        around, each = overhead(self.tools.chat)
-        bound = size + around + each * len(wish.messages)
-        # More than the model's context is refused once it is tokenised; until then it counts as all of it.
-        async with self.gate.enter(
-            lambda n: needs_at_most(rough.reduced(n), min(bound, context), context), rough.samples
-        ) as place:
-            record.admitted, record.waited = True, place.waited
-            with self.weights.in_use() as tools:
-                if size < LONG:
-                    prompt = self._tokens(tools.chat, question)
-                else:
-                    prompt = await asyncio.to_thread(self._tokens, tools.chat, question)
-                self._refuse_longer(prompt, tools)
-                made, context = self.plan(wish, prompt, tools), tools.context or 1 << 20
-
-                def exact(n: int) -> Room:
-                    return needs(made.reduced(n), prompt, context)
-
-                if not self._alone().holds(exact(1)):
-                    message = (
-                        f"The request needs {exact(1).pages} pages of memory, of {PAGE} tokens each, and the server"
-                        f" has {self._alone().pages}: shorten the prompt or lower max_completion_tokens."
-                    )
-                    raise ApiError(400, message, param="messages", code="context_length_exceeded")
-                self.gate.fit(place, exact, made.samples)
-                record.plain = is_plain(wish)
-                made = made.reduced(place.chains)
-                if wish.summary and self.settings.summaries == "model":
-                    made = self._written(made, place, prompt, tools)
-                yield question, made, tools
-
-    def _written(self, made: Plan, place: Place, prompt: int, tools: Opened) -> Plan:
-        """With a summary that the model writes, where room is left for that: no chain gives way to it, so that answers
-        do not depend on it, and nobody is sent away for it."""
-        context = tools.context or 1 << 20
-        full = replace(made, summary=needed(tools.chat, made.think_tokens, context))
-        return full if full.summary and self.gate.more(place, needs(full, prompt, context)) else made
-
-    def _tokens(self, chat: Chat, question: Question) -> int:
-        try:
-            return len(chat.prompt(question.asked))
-        except UserError as problem:
-            raise invalid(self.public(problem), "messages") from None
-
-    def _refuse_longer(self, prompt: int, tools: Opened) -> None:
-        if (tools.context or 1 << 20) - prompt < 2:
-            raise ApiError(400, too_long(prompt, tools.context), param="messages", code="context_length_exceeded")
-
-    def _refuse_unknown(self, made: Plan) -> None:
-        from mull.search.named import named
-
-        try:
-            strategy = named(made.strategy)
-            for key, value in strategy.options.items():
-                most = self.settings.think_tokens if key == "least" else max(MOST, self.settings.max_samples)
-                if isinstance(value, (int, float)) and not -1 <= value <= most:
-                    raise UserError(f"strategy {made.strategy!r}: {key} must lie between -1 and {most} here")
-            self.tools.bind(strategy, lambda question, answer: answer, self.settings.calibration)
-        except UserError as problem:
-            raise invalid(self.public(problem), "mull.strategy") from None
-
-    # ------------------------------------------------------------------------------------------------- memory
-
-    def _capacity(self) -> Room:
-        """What requests may reserve together. A model that runs elsewhere has no pages here."""
-        s = self.settings
-        pool: Any = getattr(self.tools.sampler, "pool", None)
-        pages = UNBOUNDED if pool is None else max(1, int(pool.num_pages * s.overcommit))
-        return Room(pages, max(1, int(s.max_sequences * s.overcommit)))
-
-    def _alone(self) -> Room:
-        """What one request may need: memory that is promised twice is still there once."""
-        pool: Any = getattr(self.tools.sampler, "pool", None)
-        return self.gate.capacity if pool is None else self.gate.capacity.capped(Room(pool.num_pages, UNBOUNDED))
-
-
-def asked(wish: Wish) -> Question:
-    text = str(wish.messages[-1].get("content") or "") if wish.messages else ""
-    return Question("request", "free", text, messages=wish.messages)
-
-
-def too_long(prompt: int, context: int | None) -> str:
-    """Of tokens. OpenAI's words, by which LiteLLM and others find out that another model may do."""
-    return f"This model's maximum context length is {context} tokens, and the prompt has {prompt}: shorten it."
-
-
-def is_plain(wish: Wish) -> bool:
-    """Whether a wish says no more of what it may spend than an effort."""
-    return not wish.strategy and (wish.samples, wish.think_budget, wish.max_tokens) == (None, None, None)
-
-
-@functools.lru_cache(maxsize=4)
-def overhead(chat: Chat) -> tuple[int, int]:
-    """(tokens of a prompt around its text, more for each message), with room to spare."""
-
-    def tokens(*roles: str) -> int:
-        try:
-            return len(chat.prompt([{"role": role, "content": "a"} for role in roles]))
-        except UserError:
-            return 64 * len(roles)  # a template with a will of its own
-
-    one, three = tokens("user"), tokens("user", "assistant", "user")
-    return one + 16, max(8, three - one)
+        for model in self.models.values():
+            model.gate.close()

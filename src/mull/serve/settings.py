@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -14,6 +15,7 @@ from mull.serve.plan import Level
 class Settings:
     model: str = ""  # a Hugging Face folder, or nano; empty: the demo's trained model where there is one, else nano
     name: str = ""  # what clients call it; empty: the folder's name
+    beside: tuple[str, ...] = ()  # more models, each a folder or NAME=folder, to be asked by name
     endpoint: str = ""  # the address of a server that the model runs at, instead, with tokenizer
     tokenizer: str = ""  # the folder of the served model's tokenizer
     endpoint_model: str = ""  # its name there; empty: the only one
@@ -84,3 +86,43 @@ class Settings:
                 raise UserError(f"{key}={getattr(self, key)} must be above 0")
         if not 0 <= self.port < 65536:
             raise UserError(f"port={self.port} is not a port: take one from 1 to 65535, or 0 for any that is free")
+        if self.beside and self.endpoint:
+            raise UserError(
+                "--beside is for models that run in this process: with --endpoint leave it out, and start a server of"
+                " its own for the other model"
+            )
+        for text in self.beside:
+            if not all(parted(text)):
+                raise UserError(f"--beside {text!r} must be a model's folder, or NAME=FOLDER")
+
+    def names(self) -> dict[str, str]:
+        """What clients call each model, the main one first, and its folder. `runs/demo/model` is called demo. UserError
+        where two have one name."""
+        main = self.model or "nano"
+        found = {self.name or self.endpoint_model or called(main): main}
+        for name, folder in map(parted, self.beside):
+            if name in found:
+                raise UserError(
+                    f"two models would be called {name!r}, {found[name]} and {folder}: give the second a name of its"
+                    f" own with --beside NAME={folder}"
+                )
+            found[name] = folder
+        return found
+
+
+def parted(beside: str) -> tuple[str, str]:
+    """(name, folder) of `FOLDER` or `NAME=FOLDER`. A folder's path may have a = in it, a name no slash before one.
+
+    >>> parted("old=runs/lr=3/model"), parted("runs/lr=3/model")
+    (('old', 'runs/lr=3/model'), ('lr=3', 'runs/lr=3/model'))
+    """
+    name, equals, folder = beside.partition("=")
+    if not equals or os.sep in name or "/" in name:
+        return (called(beside), beside) if beside else ("", "")
+    return name.strip(), os.path.expanduser(folder.strip())  # not every shell reads ~ behind a =
+
+
+def called(folder: str) -> str:
+    """The name of a model that was given none."""
+    path = Path(folder).resolve()
+    return (path.parent.name if path.name == "model" else "") or path.name or "model"  # "/" has no name

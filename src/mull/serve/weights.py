@@ -1,4 +1,4 @@
-"""Which checkpoint answers: a new one is loaded beside the old, and each request ends on the weights it began with.
+"""Which weights of a model answer: new ones are loaded beside the old, and each request ends on those it began with.
 
 What may set this off: `POST /mull/reload` (see `operator_api.py`), SIGHUP, or new files in the model's folder
 (`watch_model` seconds between looks). A folder that cannot be loaded changes nothing.
@@ -20,17 +20,30 @@ import torch
 
 from mull.errors import UserError
 from mull.models.nano import model_folder
-from mull.search.sources import Opened, Source, loaded
+from mull.search.sources import UNTRAINED, Opened, Source, loaded
 
 if TYPE_CHECKING:
+    from mull.serve.served import Served
     from mull.serve.service import Service
     from mull.serve.settings import Settings
 
 log = logging.getLogger("mull.serve")
 
 
+def sources_of(settings: Settings) -> dict[str, Source]:
+    """What the settings say to load, by the models' names, the main one first. UserError where two have one name."""
+    (name, _), *others = settings.names().items()
+    return {name: source_of(settings), **{other: _beside(settings, folder) for other, folder in others}}
+
+
+def _beside(settings: Settings, folder: str) -> Source:
+    """A trained scorer and a critic read the main model's chains alone; what reads the model itself works for any."""
+    scorer = settings.scorer if settings.scorer in UNTRAINED else ""
+    return replace(source_of(settings), model=folder, scorer=scorer, critic="")
+
+
 def source_of(settings: Settings) -> Source:
-    """What the settings say to load."""
+    """The main model's."""
     return Source(
         settings.model or "nano",
         settings.endpoint,
@@ -82,7 +95,7 @@ class Weights:
         async with self._loading:
             source, keep = replace(self.source, model=model or self.source.model), self.current.tools
             try:
-                tools = await asyncio.to_thread(_checked, source, keep)
+                tools = await asyncio.to_thread(checked, source, keep.sampler.policy_version + 1, keep)
             except UserError:
                 self.failures += 1
                 raise
@@ -100,7 +113,7 @@ class Weights:
             self.before = kept
             asyncio.get_running_loop().call_later(0.5, gc.collect)  # what the last job leaves in cycles goes as well
 
-    async def watch(self, seconds: float, service: Service) -> None:
+    async def watch(self, seconds: float, model: Served) -> None:
         """Reloads when the folder's files have changed and stay as they are from one look to the next."""
         seen = signature(self.source.model)
         while True:
@@ -113,15 +126,15 @@ class Weights:
                 continue  # somebody is still writing
             seen = now
             try:
-                await reload(service)
+                await reload(model)
             except Exception:
                 log.exception("reload failed")
 
 
-def _checked(source: Source, keep: Opened) -> Opened:
-    """A version behind `keep` that works; UserError otherwise."""
+def checked(source: Source, policy_version: int = 0, keep: Opened | None = None) -> Opened:
+    """What `loaded` gives, where it works; UserError that names the folder otherwise."""
     try:
-        tools = loaded(source, keep.sampler.policy_version + 1, keep)
+        tools = loaded(source, policy_version, keep)
     except UserError:
         raise
     except (OSError, ValueError, KeyError, RuntimeError, MemoryError) as problem:
@@ -142,16 +155,22 @@ def signature(model: str) -> tuple[tuple[str, int, int], ...]:
         return ()
 
 
-async def reload(service: Service, model: str = "") -> dict[str, Any]:
+async def reload(model: Served, folder: str = "") -> dict[str, Any]:
     """Reloads and reports, in the log as well: {"policy_version": …, "seconds": …}, or {"error": one sentence}."""
-    started, weights = time.monotonic(), service.weights
-    name = model or weights.source.model
+    started, weights = time.monotonic(), model.weights
+    what = {"model": model.name, "folder": folder or weights.source.model}
     try:
-        tools = await weights.reload(model)
+        tools = await weights.reload(folder)
     except UserError as problem:
-        log.error("reload failed", extra={"fields": {"model": name, "problem": str(problem)}})
+        log.error("reload failed", extra={"fields": {**what, "problem": str(problem)}})
         return {"error": str(problem)}
-    service.resized()
+    model.resized()
     told = {"policy_version": tools.sampler.policy_version, "seconds": round(time.monotonic() - started, 3)}
-    log.info("reload", extra={"fields": {"model": name, **told}})
+    log.info("reload", extra={"fields": {**what, **told}})
     return told
+
+
+async def reload_all(service: Service) -> None:
+    """Every model from its own folder, one after the other: only one of them is in memory twice."""
+    for model in service.models.values():
+        await reload(model)

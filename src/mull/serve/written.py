@@ -64,7 +64,7 @@ def asked(chat: Chat, lines: Sequence[str], most: int) -> list[int] | None:
     return prompt if len(prompt) + WRITES <= most else None
 
 
-@functools.lru_cache(maxsize=4)
+@functools.lru_cache(maxsize=8)
 def _around(chat: Chat) -> int:
     """Tokens of a prompt without the lines. More than any model has where its template refuses such a conversation."""
     try:
