@@ -25,6 +25,7 @@ from mull.recipes.flywheel_rule import Turn
 COMMAND = "runs/flywheel.sh"
 ARMS = {"loop": "the loop", "coin": "the loop, verdicts by chance", "once": "one turn, all questions"}
 PATIENCE = (1, 2, 3)
+SET = 2  # the default when these runs were made; what they showed has made it 3
 Interval = tuple[float, float, float]  # value, low, high
 
 
@@ -154,10 +155,9 @@ def by_turn(block: str, runs: Sequence[Run]) -> list[dict[str, Any]]:
 
 def by_patience(task: str, runs: Sequence[Run]) -> list[dict[str, Any]]:
     """Where the rule stops, and what going on to the last turn would have brought and cost, for several patiences; and
-    for the recipe's own, by seed."""
-    own = FlywheelConfig().patience
-    lines = [(f"patience {p}" + (" (default)" if p == own else ""), p, list(runs)) for p in PATIENCE]
-    lines += [(f"seed {run.seed}, patience {own}", own, [run]) for run in runs]
+    for the one that was set before the runs, by seed."""
+    lines = [(f"patience {p}" + (" (set before the runs)" if p == SET else ""), p, list(runs)) for p in PATIENCE]
+    lines += [(f"seed {run.seed}, patience {SET}", SET, [run]) for run in runs]
     rows = []
     for label, patience, some in lines:
         ends = [ended(run, patience) for run in some]
@@ -181,8 +181,7 @@ def by_patience(task: str, runs: Sequence[Run]) -> list[dict[str, Any]]:
 
 def differences(task: str, arms: dict[str, list[Run]]) -> list[dict[str, Any]]:
     """On the test problems, paired by problem: arms of one seed have the same."""
-    own = FlywheelConfig().patience
-    stopped = [run.rates[chosen(run, ended(run, own))] for run in arms["loop"]]
+    stopped = [run.rates[chosen(run, ended(run, SET))] for run in arms["loop"]]
     final = [run.rates[run.last] for run in arms["loop"]]
     base = [run.rates[0] for run in arms["loop"]]
     pairs = [("where the rule stopped the loop, minus the base", stopped, base)]
@@ -193,6 +192,11 @@ def differences(task: str, arms: dict[str, list[Run]]) -> list[dict[str, Any]]:
             ("the loop's last turn minus one turn with all questions", final, once),
             ("where the rule stopped the loop, minus one turn with all questions", stopped, once),
         ]
+        limit = sum(run.turns[-1]["spent_flops"] for run in arms["once"])
+        turns = range(1, min(run.last for run in arms["loop"]) + 1)
+        if n := max((t for t in turns if sum(r.turns[t]["spent_flops"] for r in arms["loop"]) <= limit), default=0):
+            claim = f"turn {n} of the loop, the last at no more compute, minus one turn with all questions"
+            pairs.append((claim, [run.rates[n] for run in arms["loop"]], once))
     if "coin" in arms:
         n = min(run.last for arm in ("coin", "loop") for run in arms[arm])
         coin, loop = ([run.rates[n] for run in arms[arm]] for arm in ("coin", "loop"))
@@ -208,9 +212,8 @@ def differences(task: str, arms: dict[str, list[Run]]) -> list[dict[str, Any]]:
 
 def spent(task: str, arms: dict[str, list[Run]]) -> list[dict[str, Any]]:
     """What an arm cost, sampling and training; the loop up to its last turn, and up to where the rule stopped it."""
-    own = FlywheelConfig().patience
     ends = {ARMS[arm]: (runs, [run.last for run in runs]) for arm, runs in arms.items()}
-    ends["the loop, up to where the rule stopped it"] = (arms["loop"], [ended(run, own) for run in arms["loop"]])
+    ends["the loop, up to where the rule stopped it"] = (arms["loop"], [ended(run, SET) for run in arms["loop"]])
     columns: dict[str, tuple[str, Callable[[list[dict[str, Any]]], float]]] = {
         "sampled": ("tokens", lambda turns: sum(t["tokens"]["sampled"] for t in turns)),
         "trained": ("tokens", lambda turns: sum(t["tokens"]["trained"] for t in turns)),

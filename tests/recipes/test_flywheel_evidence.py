@@ -101,7 +101,7 @@ def test_where_the_rule_stops_and_what_going_on_brings(written: dict[str, dict[s
         return {claim.removeprefix(start): row["value"] for claim, row in rows.items() if claim.startswith(start)}
 
     # turn 3 is no better than turn 2, turn 4 worse, turn 5 better again
-    one, two, three = cells("patience 1"), cells("patience 2 (default)"), cells("patience 3")
+    one, two, three = cells("patience 1"), cells("patience 2 (set before the runs)"), cells("patience 3")
     assert one["after turn"] == 3 and two["after turn"] == 4
     assert two["stopped"] == 2 and three["stopped"] == 0 and three["after turn"] == 5
     assert two["test of its model"] == pytest.approx(0.6)  # of turn 2, the first of equals
@@ -123,6 +123,8 @@ def test_turns_and_differences(written: dict[str, dict[str, evidence.Row]]):
     points = {claim: row["value"] for claim, row in written["flywheel-compared"].items()}
     assert points["chain: where the rule stopped the loop, minus the base"] == pytest.approx(0.4)
     assert points["chain: the loop's last turn minus one turn with all questions"] == pytest.approx(0.1)
+    equal = "chain: turn 1 of the loop, the last at no more compute, minus one turn with all questions"
+    assert points[equal] == pytest.approx(-0.3)
     assert points["chain: where the rule stopped the loop, minus one turn with all questions"] == pytest.approx(-0.1)
     assert points["chain: turn 2 of the loop, minus the same with verdicts by chance"] == pytest.approx(0.4)
     assert points["chain: turn 2 of the loop with verdicts by chance, minus the base"] == pytest.approx(0)

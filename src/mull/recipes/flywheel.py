@@ -118,7 +118,7 @@ class FlywheelConfig:
     max_grad_norm: float = 1.0
     threshold: float = 0.01  # accuracy on valid problems that a doubling of compute must bring
     evidence: rule.Evidence = "mean"  # what must reach it: the gain, or an end of its 95% interval
-    patience: int = 2  # turns in a row that do not pay, until it stops
+    patience: int = 3  # turns in a row that do not pay, until it stops
     valid_problems: int = 256  # held out, for the decision
     test_problems: int = 256  # held out, for the report; 0: none
     eval_samples: int = 2
