@@ -40,7 +40,12 @@ class Paced:
 
 
 def paced_service(seconds: float = 0.02, **settings: Any) -> Service:
-    made = nano_service(**{"think_tokens": 120, "answer_tokens": 24, **settings})
-    version = made.main.weights.current
-    version.tools = replace(version.tools, sampler=Paced(version.tools.sampler, seconds))
-    return made
+    return paced(nano_service(**{"think_tokens": 120, "answer_tokens": 24, **settings}), seconds)
+
+
+def paced(service: Service, seconds: float) -> Service:
+    """The same service, slowed down."""
+    for model in service.models.values():
+        version = model.weights.current
+        version.tools = replace(version.tools, sampler=Paced(version.tools.sampler, seconds))
+    return service

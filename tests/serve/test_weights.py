@@ -9,7 +9,6 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-import torch
 
 from mull.errors import UserError
 from mull.models import hf
@@ -21,6 +20,7 @@ from mull.serve.plan import Wish
 from mull.serve.service import Service
 from mull.serve.settings import Settings
 from mull.serve.weights import reload, signature, source_of
+from tests.serve.beside import changed
 from tests.serve.tools import QUESTION, call
 
 TALK = ({"role": "user", "content": QUESTION},)
@@ -31,16 +31,6 @@ WISH = Wish(TALK, effort="high", strategy="vote", samples=6, seed=7)
 def other(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A model that answers otherwise than the shipped one."""
     return changed(tmp_path_factory.mktemp("models") / "other", 0.01)
-
-
-def changed(folder: Path, by: float) -> Path:
-    model = hf.load(shipped_folder())
-    generator = torch.Generator().manual_seed(1)
-    with torch.no_grad():
-        for p in model.parameters():
-            p += by * torch.randn(p.shape, generator=generator)
-    hf.save(model, folder, source=shipped_folder())
-    return folder
 
 
 def service_of(model: str = "nano", **settings) -> Service:

@@ -46,11 +46,15 @@ def nano() -> tuple[Any, Chat]:
 
 def nano_service(**settings: Any) -> Service:
     """A service over the shipped model, with an engine of its own. It is called nano."""
-    model, chat = nano()
+    made = {"name": "nano", "think_tokens": 64, "answer_tokens": 16, "effort": "low", **settings}
+    return Service(Settings(**made), opened_of(*nano()))
+
+
+def opened_of(model: Any, chat: Chat) -> Opened:
+    """With an engine of its own, and a scorer that reads the model."""
     engine = LocalEngine(model, chat, max_sequences=64, memory_bytes=64 << 20)
     scorer = Confidence(model, engine, chat, "logprob")
-    made = {"name": "nano", "think_tokens": 64, "answer_tokens": 16, "effort": "low", **settings}
-    return Service(Settings(**made), Opened(engine, chat, scorer, None, None, None, engine.config.max_positions))
+    return Opened(engine, chat, scorer, None, None, None, engine.config.max_positions)
 
 
 def scripted_service(script: Script, *, seconds: float = 0.0, sampler: Any = None, **settings: Any) -> Service:

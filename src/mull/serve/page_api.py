@@ -206,7 +206,7 @@ async def _frames(service: Service, model: Served, wish: Wish, request: str) -> 
     try:
         async with service.job(wish, request) as job:
             telling = Telling(job, service.settings.thoughts == "shown", service.settings.summaries != "none")
-            yield frame(telling.begun(request), "begun")
+            yield frame({"model": model.name, **telling.begun(request)}, "begun")
             async with aclosing(follow(job, tick=TICK)) as events:
                 async for event in events:
                     if nodes := telling.nodes():

@@ -16,9 +16,11 @@ export function Answer({ session, turn, index, answer }) {
 
 function Drawn({ session, turn, index, answer, last }) {
   const name = turn.answers.length > 1 ? `${index}${"ab"[answer.side]}` : String(index);
-  const title = turn.answers.length > 1 ? `Answer ${"AB"[answer.side]}, effort ${answer.settings.effort}` : "Answer";
+  const two = turn.answers.length > 1;
+  const { several } = session;
+  const title = `Answer${two ? ` ${"AB"[answer.side]}` : ""}${several ? `, model ${answer.body.model}` : ""}${two ? `, effort ${answer.settings.effort}` : ""}`;
   return html`<article class="answer" aria-label=${title} id=${`answer-${name}`} data-state=${answer.state}>
-    ${turn.answers.length > 1 && html`<h3 class="column"><span class="side">${"AB"[answer.side]}</span> ${described(answer)}</h3>`}
+    ${(two || several) && html`<h3 class="column">${two && html`<span class="side">${"AB"[answer.side]}</span> `}${described(turn, answer, several)}</h3>`}
     ${answer.state !== "failed" && html`<${Thinking} ...${{ session, answer, name }} />`}
     ${answer.text && html`<div class="text"><${Prose} text=${answer.text} />${answer.state === "thinking" && html`<span class="caret" aria-hidden="true"></span>`}</div>`}
     ${answer.problem && html`<${Failed} ...${{ session, turn, answer, last }} />`}
@@ -27,10 +29,13 @@ function Drawn({ session, turn, index, answer, last }) {
   </article>`;
 }
 
-/** What a side was asked with. */
-function described({ settings, plan }) {
+/** What a side was asked with, and which model where there are several: what tells the sides apart comes first. */
+function described(turn, { settings, plan, body }, several) {
+  const alike = turn.answers.length > 1 && turn.answers.every((a) => a.body.model === body.model);
+  const effort = `${settings.effort} effort`;
+  const asked = !several ? [effort] : alike ? [effort, body.model] : [body.model, effort];
   const more = [settings.strategy, settings.samples && `${settings.samples} samples`, settings.budget !== null && `${settings.budget} tokens`];
-  return [`${settings.effort} effort`, ...more.filter(Boolean), plan && plan.policy_version > 0 && `weights ${plan.policy_version}`].filter(Boolean).join(", ");
+  return [...asked, ...more.filter(Boolean), plan && plan.policy_version > 0 && `weights ${plan.policy_version}`].filter(Boolean).join(", ");
 }
 
 function Thinking({ session, answer, name }) {
@@ -46,7 +51,7 @@ function Thinking({ session, answer, name }) {
     ["tree", "Search tree", () => html`<${TreeView} answer=${answer} name=${name} />`],
     config.thoughts && ["thought", "Thought", () => html`<${Thought} answer=${answer} />`],
     result && agreement(result) && ["votes", "Votes", () => html`<${Votes} answer=${answer} />`],
-    ["numbers", "Numbers", () => html`<${Numbers} answer=${answer} />`],
+    ["numbers", "Numbers", () => html`<${Numbers} answer=${answer} several=${session.several} />`],
   ].filter(Boolean);
   const choose = (id) => {
     setTab(id);

@@ -57,29 +57,36 @@ export function Composer({ session, onAsk }) {
 }
 
 function Effort({ session, side, settings }) {
-  const { compare, config, efforts } = session;
-  const name = compare ? `Effort of ${"AB"[side]}` : "Effort";
+  const { compare, config, efforts, several } = session;
+  const whose = compare ? ` of ${"AB"[side]}` : "";
   const known = EFFORTS.filter((e) => e !== "none" || !config?.strict);
   return html`<fieldset class="effort">
-    <legend class="sr-only">${name}</legend>
+    <legend class="sr-only">${several ? "Model and effort" : "Effort"}${whose}</legend>
     ${compare && html`<span class="side" aria-hidden="true">${"AB"[side]}</span>`}
+    ${several && html`<label class="picker"><span class="sr-only">Model${whose}</span><select value=${settings.model} onChange=${(event) => session.set(side, { model: event.target.value })}>
+      ${config.models.map(({ name }) => html`<option key=${name} value=${name}>${name}</option>`)}
+    </select></label>`}
     <div class="switch">
       ${known.map((effort) => html`<label key=${effort}><input type="radio" name=${`effort-${side}`} value=${effort} checked=${settings.effort === effort}
         onChange=${() => session.set(side, { effort })} /><span>${TITLES[effort]}</span></label>`)}
     </div>
-    <output class="prediction">${config ? prediction(settings, config, efforts) : ""}</output>
+    <output class="prediction">${config ? prediction(settings, config, efforts[settings.model]) : ""}${several && uncalibrated(session, settings) ? " · not calibrated" : ""}</output>
   </fieldset>`;
 }
+
+/** Whether this model's efforts are the built-in ones while another's follow what was measured. */
+const uncalibrated = (session, settings) => session.config.models.some((m) => m.calibrated) && !session.modelOf(settings).calibrated;
 
 function Advanced({ session, side, settings }) {
   const { compare, config } = session;
   const set = (name) => (value) => session.set(side, { [name]: value });
-  const strategy = config.strategies.find((s) => s.name === settings.strategy);
+  const { strategies } = session.modelOf(settings);
+  const strategy = strategies.find((s) => s.name === settings.strategy);
   return html`<fieldset class="advanced">
     <legend>${compare ? `Advanced settings of ${"AB"[side]}` : "Advanced settings"}</legend>
     <label class="field wide"><span>Strategy</span><select value=${settings.strategy} onChange=${(event) => set("strategy")(event.target.value)}>
       <option value="">as the effort says</option>
-      ${config.strategies.map(({ name }) => html`<option key=${name} value=${name}>${name}</option>`)}
+      ${strategies.map(({ name }) => html`<option key=${name} value=${name}>${name}</option>`)}
     </select></label>
     <${NumberField} label="Samples" value=${settings.samples} hint="effort" min="1" max=${config.max_samples} onChange=${set("samples")} />
     <${NumberField} label="Thinking budget" value=${settings.budget} hint="tokens" min="0" onChange=${set("budget")} />

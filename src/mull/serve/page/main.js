@@ -73,16 +73,12 @@ const atEnd = () => document.documentElement.scrollHeight - scrollY - innerHeigh
 const toEnd = () => scrollTo({ top: document.documentElement.scrollHeight, behavior: "instant" });
 
 function Head({ session }) {
-  const { config, compare, busy, turns } = session;
-  const flip = () => {
-    session.compare = !compare;
-    session.draw();
-  };
+  const { config, compare, busy, turns, several } = session;
   return html`<header class="head">
     <h1><${Mark} /><span>mull</span></h1>
-    ${config && html`<span class="model" title="The model that is served">${config.model}</span>`}
+    ${config && html`<span class="model" title=${several ? "The models that are served" : "The model that is served"}>${config.models.map(({ name }) => name).join(", ")}</span>`}
     <nav aria-label="Conversation">
-      <button type="button" class="tool" aria-pressed=${compare} disabled=${busy} onClick=${flip} title="Ask two sides at once"><${Icon} name="columns" /><span>Compare</span></button>
+      <button type="button" class="tool" aria-pressed=${compare} disabled=${busy} onClick=${() => session.flip()} title="Ask two sides at once"><${Icon} name="columns" /><span>Compare</span></button>
       <button type="button" class="tool" disabled=${!turns.length} onClick=${() => session.restart()} title="New conversation"><${Icon} name="plus" /><span>New</span></button>
       <${Theme} />
     </nav>
@@ -108,10 +104,12 @@ function Theme() {
 }
 
 function Welcome({ session }) {
-  const { config } = session;
+  const { config, several } = session;
+  const one = config && html`<b>${config.model}</b> thinks before it answers.`;
+  const more = several && html`<b>${config.models.map(({ name }) => name).join(", ")}</b> think before they answer, one at a time or side by side.`;
   return html`<div class="welcome">
     <h2>Watch it think</h2>
-    <p>${config ? html`<b>${config.model}</b> thinks before it answers.` : "Connecting…"} Choose how hard it should try, follow the search while it runs, and take the answer when you have seen enough.</p>
+    <p>${more || one || "Connecting…"} Choose how hard it should try, follow the search while it runs, and take the answer when you have seen enough.</p>
   </div>`;
 }
 

@@ -2,12 +2,13 @@
 import { html } from "./htm-preact.js";
 import { count, plural, power, short, took } from "./words.js";
 
-export function Numbers({ answer }) {
+export function Numbers({ answer, several }) {
   const { plan, progress, result, body } = answer;
   if (!plan) return html`<p class="hint">Nothing yet.</p>`;
   const m = result?.mull;
   const cached = result?.usage.prompt_tokens_details.cached_tokens;
   const rows = [
+    several && ["Model", body.model],
     ["Strategy", m?.strategy ?? plan.strategy],
     ["Branches", m?.wanted ? `${m.samples}, reduced from ${m.wanted}` : `${plan.samples} at most`],
     m && ["Time to answer", took(m.seconds)],

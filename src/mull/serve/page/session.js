@@ -3,7 +3,7 @@ import { answerNow, ask, getJson, key, postJson, Refused } from "./api.js";
 import { agreement, clock, plural, thinkingLine } from "./words.js";
 
 const SPOKEN = 20; // seconds between two words on progress for those who listen
-const NEW = { effort: "medium", strategy: "", samples: null, budget: null, temperature: null, seed: null };
+const NEW = { model: "", effort: "medium", strategy: "", samples: null, budget: null, temperature: null, seed: null };
 
 /** What a tree of steps is to a reader; `changed` counts, because the map is filled in place. */
 const newTree = () => ({ nodes: new Map(), running: [], won: new Set(), pruned: new Set(), winner: -1, changed: 0 });
@@ -17,11 +17,12 @@ function newAnswer(side, settings, body) {
 
 export class Session {
   config = null;
-  efforts = null;
+  efforts = {}; // by model
   tasks = [];
   turns = [];
   sides = [{ ...NEW }, { ...NEW, effort: "high" }];
   compare = false;
+  chosen = false; // whether anybody has said what the second side is asked with
   locked = false; // the server wants a key
   problem = null; // of the page itself
   said = ""; // for those who listen
@@ -35,6 +36,11 @@ export class Session {
     return this.compare ? this.sides : this.sides.slice(0, 1);
   }
 
+  /** Whether there is more than one model: then it is said everywhere which one is meant. */
+  get several() {
+    return this.config?.models.length > 1;
+  }
+
   get busy() {
     return this.turns.at(-1)?.answers.some(working) ?? false;
   }
@@ -42,11 +48,12 @@ export class Session {
   async open() {
     try {
       const [config, efforts, examples] = await Promise.all(["mull/config", "mull/efforts", "mull/examples"].map(getJson));
+      const others = await Promise.all(config.models.slice(1).map(({ name }) => getJson(effortsOf(name))));
       const first = !this.config;
-      Object.assign(this, { config, efforts: efforts.efforts, tasks: examples.tasks, locked: false, problem: null });
-      if (first) this.sides[0].effort = efforts.default;
-      document.title = `mull · ${config.model}`;
-      if (first && efforts.default === "high") this.sides[1].effort = "low";
+      Object.assign(this, { config, tasks: examples.tasks, locked: false, problem: null });
+      for (const one of [efforts, ...others]) this.efforts[one.model] = one.efforts;
+      document.title = `mull · ${config.models.map(({ name }) => name).join(", ")}`;
+      if (first) this.begin(efforts.default);
     } catch (problem) {
       this.locked = problem.status === 401;
       // Without a key at hand there is nothing wrong yet.
@@ -55,14 +62,41 @@ export class Session {
     this.draw();
   }
 
+  begin(effort) {
+    const [one, two] = this.sides;
+    const { model } = this.config;
+    this.sides = [{ ...one, model, effort }, { ...two, model, effort: effort === "high" ? "low" : two.effort }];
+  }
+
   unlock(value) {
     key.set(value.trim());
     return this.open();
   }
 
   set(side, change) {
-    this.sides = this.sides.map((s, i) => (i === side ? { ...s, ...change } : s));
+    this.sides = this.sides.map((s, i) => (i === side ? this.fitting({ ...s, ...change }) : s));
+    this.chosen ||= side === 1;
     this.draw();
+  }
+
+  /** One side or two. With several models, the second side asks another one, with all else alike, until somebody says otherwise. */
+  flip() {
+    this.compare = !this.compare;
+    if (this.compare && this.several && !this.chosen) {
+      const [one] = this.sides;
+      const other = this.config.models.find(({ name }) => name !== one.model);
+      this.sides = [one, this.fitting({ ...one, model: other.name })];
+    }
+    this.draw();
+  }
+
+  modelOf(settings) {
+    return this.config.models.find(({ name }) => name === settings.model);
+  }
+
+  /** Not every strategy runs with every model: a scorer may be the other one's. */
+  fitting(settings) {
+    return this.modelOf(settings).strategies.some(({ name }) => name === settings.strategy) ? settings : { ...settings, strategy: "" };
   }
 
   restart() {
@@ -110,7 +144,7 @@ export class Session {
       messages.push({ role: "user", content: turn.question }, { role: "assistant", content: answer.text });
     }
     messages.push({ role: "user", content: question });
-    const body = { model: this.config.model, messages, reasoning_effort: settings.effort };
+    const body = { model: settings.model, messages, reasoning_effort: settings.effort };
     body.seed = settings.seed ?? crypto.getRandomValues(new Uint32Array(1))[0];
     if (settings.budget !== null) body.thinking_token_budget = settings.budget;
     if (settings.temperature !== null) body.temperature = settings.temperature;
@@ -146,13 +180,13 @@ export class Session {
     answer.state = "done";
     const sure = agreement(answer.result);
     const agree = sure ? ` ${sure.count} of ${plural(sure.of, "branch", "branches")} agree.` : "";
-    const side = turn.answers.length > 1 ? `${"AB"[answer.side]}: ` : "";
-    this.say(`${side}${thinkingLine(answer, 0)}. Answer: ${answer.text.slice(0, 400)}.${agree}`);
+    const whose = [turn.answers.length > 1 && "AB"[answer.side], this.several && answer.body.model].filter(Boolean).join(", ");
+    this.say(`${whose && `${whose}: `}${thinkingLine(answer, 0)}. Answer: ${answer.text.slice(0, 400)}.${agree}`);
     this.touch(answer);
     // What follows is a service to the reader: the answer stands without it.
     if (turn.example) answer.correct = (await postJson("mull/check", { id: turn.example, answer: answer.text }).catch(() => null))?.correct ?? null;
-    const known = await getJson("mull/efforts").catch(() => null);
-    if (known) this.efforts = known.efforts;
+    const known = await getJson(effortsOf(answer.body.model)).catch(() => null);
+    if (known) this.efforts[known.model] = known.efforts;
   }
 
   fail(answer, problem) {
@@ -174,6 +208,8 @@ export class Session {
     this.draw();
   }
 }
+
+const effortsOf = (model) => `mull/efforts?model=${encodeURIComponent(model)}`;
 
 export const working = (answer) => answer.state === "waiting" || answer.state === "thinking";
 
