@@ -52,10 +52,10 @@ def read(folder: Path) -> tuple[Any, Chat]:
     return hf.load(folder), Chat.load(folder)
 
 
-def two_service(folder: Path, **settings: Any) -> Service:
-    """nano, and the folder's model beside it, which is called other."""
+def two_service(folder: Path, called: str = "other", **settings: Any) -> Service:
+    """nano, and the folder's model beside it."""
     made = {"name": "nano", "think_tokens": 64, "answer_tokens": 16, "effort": "low", **settings}
-    made["beside"] = (f"other={folder}",)
+    made["beside"] = (f"{called}={folder}",)
     return Service(Settings(**made), opened_of(*nano()), opened_of(*read(folder)))
 
 

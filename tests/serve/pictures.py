@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import sys
+import tempfile
 from pathlib import Path
 
+from mull.serve.service import Service
 from tests.evals import chromium
-from tests.serve.pace import paced_service
+from tests.serve.beside import changed, two_service
+from tests.serve.pace import paced, paced_service
 from tests.serve.tools import serving
 from tests.serve.watching import Page
 
+TRAINED = Path("runs/rl-against-sft/chain/rl-0/model")  # what runs/rl_against_sft.sh makes of nano
 SHARP = 1.5  # pixels of a picture for one of the page
+WINDOW = {"width": 1280, "height": 860}  # of the picture with two models
 
 
 def advanced(page: Page, *values: str) -> None:
@@ -33,6 +38,30 @@ def example(page: Page, task: int, level: str) -> None:
 def sharp(page: Page, width: int, height: int) -> None:
     page.call("Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=SHARP, mobile=False)
     page.call("Emulation.setScrollbarsHidden", hidden=True)
+
+
+def checkpoints(scratch: Path) -> Service:
+    """nano and a model that it was trained to be, where there is one; else nano with noise on its weights."""
+    name, model = ("rl-0", TRAINED) if TRAINED.exists() else ("noisy", changed(scratch / "noisy", 0.02))
+    return paced(two_service(model, name, effort="medium", think_tokens=160, answer_tokens=24), 0.01)
+
+
+def two_models(page: Page, **window: bool) -> None:
+    """The same problem to both, with the votes of both to be seen."""
+    page.open(**WINDOW, **window)
+    sharp(page, *WINDOW.values())
+    page.click("nav button", "Compare")
+    page.click(".buttons button", "Advanced")
+    page.until("document.querySelectorAll('.advanced').length === 2")
+    for side in (1, 2):
+        page.fill(f".advanced:nth-child({side}) label:nth-of-type(4) input", "1")
+    page.click(".buttons button", "Advanced")
+    example(page, 2, "1")
+    page.ended(300)
+    page.tab("Votes")
+    page.run("document.querySelectorAll('.line')[0].click()")
+    page.run("[...document.querySelectorAll('[role=tab]')].find((e) => e.textContent === 'Votes').click()")
+    page.until("document.querySelectorAll('.votes').length === 2")
 
 
 def main(folder: Path) -> None:
@@ -86,6 +115,10 @@ def main(folder: Path) -> None:
             page.ended(300)
             page.tab("Votes")
             page.picture(folder / "serve-narrow.png")
+        with tempfile.TemporaryDirectory() as scratch, serving(checkpoints(Path(scratch))) as served:
+            page = Page(browser, served.url)
+            two_models(page)
+            page.picture(folder / "serve-models.png")
     finally:
         browser.close()
 

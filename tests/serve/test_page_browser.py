@@ -121,7 +121,12 @@ def test_a_step_of_the_tree_can_be_read_by_mouse_and_by_keys(page):
     assert page.text(".raw").strip()
     page.tab("Numbers")
     facts = dict(zip(page.texts(".facts dt"), page.texts(".facts dd"), strict=True))
-    assert facts["Strategy"] == "adaptive" and "FLOPs" in facts["Compute"] and facts["Request"].startswith("req_")
+    assert (
+        "Model" not in facts
+        and facts["Strategy"] == "adaptive"
+        and "FLOPs" in facts["Compute"]
+        and facts["Request"].startswith("req_")
+    )
     numbers = [int(t.replace(",", "")) for t in page.texts(".key b")]
     assert len(numbers) == 5 and sum(numbers) == 29 + 8 * (120 + 24)
     assert "prompt 29" in page.run("document.querySelector('.spent').ariaLabel")
@@ -164,6 +169,7 @@ def test_two_efforts_think_side_by_side(page, shown):
     page.until(f"document.querySelectorAll('.answer').length === 2 && {thinking}", 30)
     assert len(shown.service.jobs) == 2
     assert page.texts(".answer .column") == ["A low effort", "B high effort"]
+    assert page.count(".picker") == 0  # of models, of which there is one
     page.until("document.querySelectorAll('.answer')[0].dataset.state === 'done'")
     page.run("document.querySelectorAll('button.now')[0]?.click()")
     page.ended()

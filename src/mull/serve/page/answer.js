@@ -35,7 +35,8 @@ function described(turn, { settings, plan, body }, several) {
   const effort = `${settings.effort} effort`;
   const asked = !several ? [effort] : alike ? [effort, body.model] : [body.model, effort];
   const more = [settings.strategy, settings.samples && `${settings.samples} samples`, settings.budget !== null && `${settings.budget} tokens`];
-  return [...asked, ...more.filter(Boolean), plan && plan.policy_version > 0 && `weights ${plan.policy_version}`].filter(Boolean).join(", ");
+  const [first, ...rest] = [...asked, ...more, plan && plan.policy_version > 0 && `weights ${plan.policy_version}`].filter(Boolean);
+  return html`<span>${several ? html`<b>${first}</b>` : first}${rest.map((part) => `, ${part}`)}</span>`;
 }
 
 function Thinking({ session, answer, name }) {

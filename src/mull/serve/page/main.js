@@ -5,7 +5,7 @@ import { Composer } from "./composer.js";
 import { Examples } from "./examples.js";
 import { Icon, Mark } from "./parts.js";
 import { Session } from "./session.js";
-import { trouble } from "./words.js";
+import { listed, trouble } from "./words.js";
 
 /** The session, drawn at most once a frame however much comes in. */
 function useSession() {
@@ -106,7 +106,7 @@ function Theme() {
 function Welcome({ session }) {
   const { config, several } = session;
   const one = config && html`<b>${config.model}</b> thinks before it answers.`;
-  const more = several && html`<b>${config.models.map(({ name }) => name).join(", ")}</b> think before they answer, one at a time or side by side.`;
+  const more = several && html`<b>${listed(config.models.map(({ name }) => name))}</b> think before they answer, one at a time or side by side.`;
   return html`<div class="welcome">
     <h2>Watch it think</h2>
     <p>${more || one || "Connecting…"} Choose how hard it should try, follow the search while it runs, and take the answer when you have seen enough.</p>

@@ -7,6 +7,8 @@ const whole = new Intl.NumberFormat("en");
 export const short = (n) => (n < 1000 ? String(Math.round(n)) : n < 10000 ? `${(n / 1000).toFixed(1).replace(".0", "")}k` : compact.format(n).toLowerCase().replace("m", "M").replace("b", "B"));
 export const count = (n) => whole.format(n);
 export const plural = (n, one, many = `${one}s`) => `${count(n)} ${n === 1 ? one : many}`;
+/** "a", "a and b", "a, b and c" */
+export const listed = (names) => [names.slice(0, -1).join(", "), names.at(-1)].filter(Boolean).join(" and ");
 export const percent = (share) => `${Math.round(100 * share)}%`;
 
 /** Of a running clock: "0 s", "14 s", "2 min 5 s". */
