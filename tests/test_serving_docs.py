@@ -31,6 +31,7 @@ from mull.serve.plan import CHAINS, WORDS
 from mull.serve.schemas import STOPS
 from mull.serve.settings import Settings
 from mull.serve.shapes import Statistics
+from tests.serve.beside import changed, two_service
 from tests.serve.tools import Served, ask, calls, nano, nano_service, scripted_service, serving, thinking, until
 from tests.server_process import Started, environment, settings_of, started
 from tests.test_docs import blocks, inline_code
@@ -164,6 +165,17 @@ def test_its_questions_by_curl_are_answered(here: Served, tmp_path: Path):
     [choice] = json.loads(likelihood)["choices"]
     values = choice["logprobs"]["token_logprobs"]
     assert choice["text"] == "a=3;b=a+4;b?" and values[0] is None and all(value < 0 for value in values[1:])
+
+
+def test_two_checkpoints_are_asked_by_their_names(tmp_path: Path):
+    [code], [command] = of_kind("python beside"), of_kind("sh beside")
+    with serving(two_service(changed(tmp_path / "model", 0.03), "demo")) as server:
+        with contextlib.redirect_stdout(io.StringIO()) as out:
+            exec(compile(code.replace(ADDRESS, server.url), str(PAGE), "exec"), {})
+        answers = [line.split() for line in out.getvalue().splitlines()]
+        assert [name for name, *_ in answers] == ["nano", "demo"] and answers[0][1:] != answers[1][1:]
+        told = json.loads(bash(command.replace(ADDRESS, server.url), tmp_path))
+        assert told["model"] == "nano" and told["efforts"]["medium"]["requests"] == 1
 
 
 def test_answer_now(tmp_path: Path):

@@ -42,6 +42,16 @@ def test_settings_come_from_the_file_then_from_overrides_and_flags(started: list
     assert (made.overcommit, made.model) == (Settings().overcommit, "nano")
 
 
+def test_models_beside_the_main_one_are_named_or_called_after_their_folders(started: list[Settings], tmp_path: Path):
+    assert main(["serve", "--model", "nano", "--beside", "runs/a,b/model", "--beside", "old=runs/lr=3/model"]) == 0
+    assert main(["serve", "--model", "nano", "-o", "beside=[x,y=z]"]) == 0
+    (tmp_path / "serve.toml").write_text('model = "nano"\nbeside = ["x"]\n')
+    assert main(["serve", "--config", "serve.toml"]) == 0
+    first, second, third = started
+    assert first.names() == {"nano": "nano", "a,b": "runs/a,b/model", "old": "runs/lr=3/model"}
+    assert second.names() == {"nano": "nano", "x": "x", "y": "z"} and third.names() == {"nano": "nano", "x": "x"}
+
+
 def test_the_demos_model_is_served_where_there_is_one(started: list[Settings], tmp_path: Path):
     assert main(["serve"]) == 0
     (tmp_path / "runs/demo/model").mkdir(parents=True)
@@ -63,6 +73,9 @@ def test_the_demos_model_is_served_where_there_is_one(started: list[Settings], t
         (["--params", "strict"], "must be one of compat, strict_o1"),
         (["--queue", "3"], "did you mean -o queue=…?"),
         (["--model", "nano", "--endpoint", "http://x/v1"], "exclude each other"),
+        (["--endpoint", "http://x/v1", "--tokenizer", "t", "--beside", "nano"], "with --endpoint leave it out"),
+        (["--beside", "x="], "--beside 'x=' must be a model's folder, or NAME=FOLDER"),
+        (["--beside", "nano", "-o", "beside=x"], "the key 'beside' is given twice"),
         (["-o", "dtype=bf16"], "must be one of float32, bfloat16"),
         (["--device", "cuda"], "did you mean -o device=…?"),
         (["-o", "overcommit=0"], "overcommit=0.0 must be above 0"),
@@ -84,3 +97,9 @@ def test_a_device_that_is_not_there_is_one_sentence(capsys: pytest.CaptureFixtur
 def test_a_model_that_is_not_there_is_told_before_anything_listens(tmp_path: Path, capsys: pytest.CaptureFixture):
     assert main(["serve", "--model", str(tmp_path / "none"), "--port", "0"]) == 2
     assert "is not a folder" in capsys.readouterr().err
+
+
+def test_two_models_of_one_name_are_one_sentence(tmp_path: Path, capsys: pytest.CaptureFixture):
+    assert main(["serve", "--model", "nano", "--beside", str(tmp_path / "nano/model"), "--port", "0"]) == 2
+    [told] = capsys.readouterr().err.splitlines()
+    assert "would be called 'nano'" in told and f"--beside NAME={tmp_path / 'nano/model'}" in told

@@ -15,7 +15,7 @@ from tests.serve.watching import Page
 
 TRAINED = Path("runs/rl-against-sft/chain/rl-0/model")  # what runs/rl_against_sft.sh makes of nano
 SHARP = 1.5  # pixels of a picture for one of the page
-WINDOW = {"width": 1280, "height": 860}  # of the picture with two models
+WINDOW = {"width": 1280, "height": 700}  # of the picture with two models
 
 
 def advanced(page: Page, *values: str) -> None:

@@ -241,7 +241,7 @@ class Process(SimpleNamespace):
 
 
 @contextlib.contextmanager
-def served(tmp_path: Path, *options: str, **variables: str) -> Iterator[Process]:
+def served(tmp_path: Path, *options: str, beside: str = "", **variables: str) -> Iterator[Process]:
     log = tmp_path / "log"
     command = [sys.executable, "-m", "mull", "serve", "--model", "nano", "--port", "0", *options]
     with log.open("w") as err:
@@ -253,8 +253,9 @@ def served(tmp_path: Path, *options: str, **variables: str) -> Iterator[Process]
     timer.start()
     try:
         line = process.stdout.readline()
-        assert line.startswith("serving nano at http://127.0.0.1:"), (line, log.read_text())
-        yield Process(url=line.split()[3].removesuffix(",").removesuffix("/v1"), process=process, log=log)
+        at = f"serving nano{beside} at "
+        assert line.startswith(f"{at}http://127.0.0.1:"), (line, log.read_text())
+        yield Process(url=line.removeprefix(at).partition("/v1")[0], process=process, log=log)
     finally:
         timer.cancel()
         process.kill()
@@ -264,15 +265,20 @@ def served(tmp_path: Path, *options: str, **variables: str) -> Iterator[Process]
 
 def test_the_process_serves_reloads_and_ends_when_all_have_their_answers(tmp_path: Path):
     settings = ["-o", "drain_seconds=0.5", "-o", "think_tokens=900", "-o", "answer_tokens=16", "-o", "max_sequences=64"]
-    with served(tmp_path, *settings) as server, httpx2.Client(base_url=server.url, timeout=120) as http:
+    two = ["--beside", "first=nano", "--beside", "second=nano", "-o", f"memory_bytes={64 << 20}"]
+    with (
+        served(tmp_path, *settings, *two, beside=", first and second") as server,
+        httpx2.Client(base_url=server.url, timeout=120) as http,
+    ):
         answer = http.post("/v1/chat/completions", json={"messages": list(TALK), "reasoning_effort": "low"})
         assert answer.status_code == 200 and answer.json()["system_fingerprint"].endswith("0")
         server.process.send_signal(signal.SIGHUP)
         for _ in range(600):
-            if "mull_policy_version 1.0" in http.get("/metrics").text:
+            if 'mull_model_policy_version{model="second"} 1.0' in http.get("/metrics").text:  # the last of three
                 break
             time.sleep(0.1)
-        answer = http.post("/v1/chat/completions", json={"messages": list(TALK), "reasoning_effort": "low"})
+        again = {"messages": list(TALK), "reasoning_effort": "low", "model": "first"}
+        answer = http.post("/v1/chat/completions", json=again)
         assert answer.status_code == 200 and answer.json()["system_fingerprint"].endswith("1")
 
         found: dict[str, httpx2.Response] = {}
@@ -297,7 +303,7 @@ def test_the_process_serves_reloads_and_ends_when_all_have_their_answers(tmp_pat
         threads = [post("stream", stream=True)]
         until("running 1.0")  # it has all 64 places
         threads += [post("whole")]
-        until("running 1.0", "queue_depth 1.0")
+        until("running 1.0", "queue_depth 1.0", 'model_queue_depth{model="nano"} 1.0')
         server.process.send_signal(signal.SIGTERM)
         for _ in range(100):
             late = http.get("/health")
@@ -315,7 +321,9 @@ def test_the_process_serves_reloads_and_ends_when_all_have_their_answers(tmp_pat
         assert done == "[DONE]" and told[-1]["choices"][0]["finish_reason"] and told[-1]["mull"]["early"] == "asked"
         assert "".join(one["choices"][0]["delta"].get("content") or "" for one in told)
         log = server.lines()
-        assert [one["event"] for one in log if one["event"] != "request"] == ["ready", "reload", "draining", "stopped"]
+        assert [one["event"] for one in log if one["event"] != "request"] == [
+            *("ready", "reload", "reload", "reload", "draining", "stopped")
+        ]
         statuses = [one["status"] for one in log if one["event"] == "request"]
         assert statuses.count(200) >= 3 and statuses.count(503) >= 2 and QUESTION not in server.log.read_text()
 
