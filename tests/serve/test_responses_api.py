@@ -559,7 +559,7 @@ def test_a_template_that_refuses_is_no_fault_of_ours():
 
 
 def test_other_fields_are_passed_over_and_reported():
-    service = scripted_service(script("4", "5"))
+    service = scripted_service(script("4", "5", "6"))
     neutral = {
         "parallel_tool_calls": True, "max_tool_calls": 3, "service_tier": "auto", "top_logprobs": 0, "tools": [],
         "tool_choice": "auto", "stream_options": {"include_obfuscation": False}, "text": {"format": {"type": "text"}},
@@ -571,6 +571,10 @@ def test_other_fields_are_passed_over_and_reported():
     status, headers, body = post(service, PATH, ask(**heard))
     assert status == 200 and body["mull"]["ignored"] == ["include", "prompt_cache_key", "top_logprobs", "frobnicate"]
     assert headers["x-mull-ignored"] == "include, prompt_cache_key, top_logprobs, frobnicate"
+    inside = {"reasoning": {"effort": "low", "context": "all", "mode": None}, "text": {"verbosity": "low"}}
+    _, headers, body = post(service, PATH, ask(**inside))
+    assert body["mull"]["ignored"] == ["reasoning.context", "text.verbosity"]
+    assert headers["x-mull-ignored"] == "reasoning.context, text.verbosity"
 
 
 def test_strict_mode_refuses_what_o1_refuses():

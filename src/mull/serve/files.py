@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from mull.errors import UserError
 from mull.search.allocate import load_calibration
 from mull.serve.auth import admin_key, read_keys
 from mull.serve.responses_store import Store
@@ -25,8 +26,8 @@ class Files:
 def opened(settings: Settings) -> Files:
     """UserError for a file that cannot be used. Who opens them closes the store."""
     s = settings
-    if s.calibration:
-        load_calibration(s.calibration)  # which keeps it
+    if s.calibration and (known := load_calibration(s.calibration)).scorer and not s.scorer:
+        raise UserError(f"{s.calibration} was calibrated with the scorer {known.scorer}: give it by --scorer")
     keys = read_keys(s.keys) if s.keys else ()
     admin = admin_key(s.admin) if s.admin else None
     return Files(keys, admin, secret(s.secret), Store(s.store, s.store_days, s.store_bytes))

@@ -189,6 +189,9 @@ def unheard(form: ResponseRequest) -> list[str]:
         nothing = KNOWN.get(name, ())
         if value is not None and nothing is not None and value not in nothing:
             found.append(name)
+    for outer, inner in (("reasoning", form.reasoning), ("text", form.text)):
+        extra = (inner.model_extra if inner else None) or {}
+        found += [f"{outer}.{name}" for name, value in extra.items() if value is not None]
     return found
 
 
