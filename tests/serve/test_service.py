@@ -10,14 +10,18 @@ import pytest
 
 from mull.chat import Chat
 from mull.engine.pages import PAGE
+from mull.models.nano import shipped_folder
 from mull.search.allocate import Calibration, Point
 from mull.search.allocate import Plan as Allotted
+from mull.search.sources import opened
 from mull.serve.errors import ApiError
 from mull.serve.gate import Room
 from mull.serve.job import answered, follow
 from mull.serve.plan import SINGLE, VOTE, Wish
 from mull.serve.served import overhead
 from mull.serve.service import Service
+from mull.serve.settings import Settings
+from mull.serve.weights import source_of
 from tests.serve.tools import QUESTION, ask, idle, nano_service, scripted_service, serving, until
 
 TALK = ({"role": "user", "content": QUESTION},)
@@ -432,3 +436,13 @@ def test_the_more_is_streamed_the_larger_are_its_pieces():
 
     alone, *more = asyncio.run(run())
     assert alone == 0.03 and more == sorted(more) and more[62] == 0.128 and more[-1] == 0.25
+
+
+def test_the_only_model_of_an_endpoint_keeps_its_name():
+    async def names(**more):
+        settings = Settings(endpoint=f"{server.url}/v1", tokenizer=str(shipped_folder()), **more)
+        async with opened(source_of(settings)) as tools:
+            return [*Service(settings, tools).models]
+
+    with serving(nano_service(name="far")) as server:
+        assert asyncio.run(names()) == ["far"] and asyncio.run(names(name="mine")) == ["mine"]

@@ -37,6 +37,8 @@ class Service:
         """`beside`: of the models that the settings name beside the main one, in their order."""
         self.settings = settings
         (name, source), *others = sources_of(settings).items()
+        if settings.endpoint and not settings.name:  # as it is called there
+            name = getattr(tools.sampler, "model", None) or name
         self.main = Served(settings, name, source, tools)
         self.models = {name: self.main}
         for (other, source), tools in zip(others, beside, strict=True):
