@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -20,6 +21,7 @@ import uvicorn
 
 from mull.engine import native
 from mull.errors import UserError
+from mull.models.nano import shipped_folder
 from mull.serve import main
 from mull.serve.auth import is_loopback
 from mull.serve.job import answered
@@ -265,7 +267,8 @@ def served(tmp_path: Path, *options: str, beside: str = "", **variables: str) ->
 
 def test_the_process_serves_reloads_and_ends_when_all_have_their_answers(tmp_path: Path):
     settings = ["-o", "drain_seconds=0.5", "-o", "think_tokens=900", "-o", "answer_tokens=16", "-o", "max_sequences=64"]
-    two = ["--beside", "first=nano", "--beside", "second=nano", "-o", f"memory_bytes={64 << 20}"]
+    second = Path(shutil.copytree(shipped_folder(), tmp_path / "second"))
+    two = ["--beside", "first=nano", "--beside", str(second), "-o", f"memory_bytes={64 << 20}", "-o", "watch_model=0.2"]
     with (
         served(tmp_path, *settings, *two, beside=", first and second") as server,
         httpx2.Client(base_url=server.url, timeout=120) as http,
@@ -281,6 +284,12 @@ def test_the_process_serves_reloads_and_ends_when_all_have_their_answers(tmp_pat
         answer = http.post("/v1/chat/completions", json=again)
         assert answer.status_code == 200 and answer.json()["system_fingerprint"].endswith("1")
 
+        os.utime(second / "config.json")  # as if it had been written anew
+        for _ in range(600):
+            if 'mull_model_policy_version{model="second"} 2.0' in (told := http.get("/metrics").text):
+                break
+            time.sleep(0.1)
+        assert 'mull_model_policy_version{model="nano"} 1.0' in told and "mull_reloads 4.0" in told
         found: dict[str, httpx2.Response] = {}
 
         def post(name: str, **more) -> threading.Thread:
@@ -322,7 +331,7 @@ def test_the_process_serves_reloads_and_ends_when_all_have_their_answers(tmp_pat
         assert "".join(one["choices"][0]["delta"].get("content") or "" for one in told)
         log = server.lines()
         assert [one["event"] for one in log if one["event"] != "request"] == [
-            *("ready", "reload", "reload", "reload", "draining", "stopped")
+            *("ready", "reload", "reload", "reload", "reload", "draining", "stopped")
         ]
         statuses = [one["status"] for one in log if one["event"] == "request"]
         assert statuses.count(200) >= 3 and statuses.count(503) >= 2 and QUESTION not in server.log.read_text()
