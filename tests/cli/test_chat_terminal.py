@@ -192,6 +192,6 @@ def test_stopping_keeps_the_conversation(tmp_path: Path):
         t.ask("two?")
         said = t.until("Thought for [^\r]*tokens")
         assert "[b]4\ufffd[31m\r\n" in said  # neither markup nor a colour
-        assert "one?" not in made.tools.chat.decode(made.tools.sampler.calls[-1].prefix)  # type: ignore[attr-defined]
+        assert "one?" not in made.main.tools.chat.decode(made.main.tools.sampler.calls[-1].prefix)  # type: ignore[attr-defined]
         t.ask("/quit")
         assert t.leave() == 0

@@ -44,7 +44,7 @@ def refusal(made=None, **fields):
 
 def forced_logprobs(tokens):
     """What the engine's own scoring of forced tokens says, a different way through it."""
-    engine = nano_service().tools.sampler
+    engine = nano_service().main.tools.sampler
     params = SamplingParams(max_tokens=len(tokens) - 1, forced=tuple(tokens[1:]))
     return asyncio.run(engine.sample(tokens[:1], params))[0].logprobs
 

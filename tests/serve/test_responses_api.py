@@ -120,6 +120,8 @@ def test_a_stream_tells_what_a_whole_response_has(effort, shown):
     for one in (whole, response):
         for item in one["output"]:
             item["id"] = ""
+            if "summary" in item:  # how often it is told how many branches are done is a matter of time
+                item["summary"] = [s for s in item["summary"] if "lines of thought have an answer" not in s["text"]]
         for gone in ("id", "created_at", "completed_at", "mull"):
             del one[gone]
         one["usage"]["input_tokens_details"] = {}
