@@ -26,7 +26,7 @@ trained=${TRAINED:-runs/rl-against-sft} # where aha looks for models
 
 reflect() { # task levels harder seed
     "$bin/mull" reflect --task "$1" --seed "$4" --resume --quiet --out "$out/reflect/$1-$4" -o "levels=$2" \
-        -o "hard_levels=$3" -o "problems=$problems" -o passes=3 -o examples=16 -o lr=1e-3 \
+        -o "hard_levels=$3" -o "problems=$problems" -o passes=3 -o examples=16 -o lr=1e-3 -o dtype=bfloat16 \
         -o "eval_problems=$held" -o eval_samples=4
     "$bin/python" runs/reflection_evidence.py passes "$out" "$1" "$4"
 }
@@ -45,7 +45,7 @@ correct() { # arm seed
     esac
     "$bin/mull" correct --task chain --steps "$steps" --seed "$2" --resume --quiet --out "$out/correct/chain/$1-$2" \
         -o 'levels=[1]' -o "stage1_steps=$((steps / 3))" -o groups=16 -o group_size=8 \
-        -o beta2=1 -o credit=own -o eval_problems=0 "${options[@]}"
+        -o beta2=1 -o credit=own -o eval_problems=0 -o dtype=bfloat16 "${options[@]}"
     "$bin/python" runs/reflection_evidence.py attempts "$out" "$held" "$1" "$2"
 }
 

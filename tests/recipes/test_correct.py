@@ -113,6 +113,7 @@ CHANGES: list[tuple[str, Any, dict[str, Any]]] = [
     ("lr", 0.01, {}),
     ("warmup", 8, {}),
     ("max_grad_norm", 0.01, {}),
+    ("dtype", "bfloat16", {"beta1": 0.5}),
     ("seed", 1, {}),
 ]
 SAME: list[tuple[str, Any]] = [

@@ -151,6 +151,7 @@ CHANGES: list[tuple[str, Any, str]] = [
     ("warmup", 4, "reflect"),
     ("final_lr", 0.002, "reflect"),
     ("max_grad_norm", 0.01, "reflect"),
+    ("dtype", "bfloat16", "reflect"),
     ("seed", 1, "reflect"),
 ]
 ELSEWHERE = {

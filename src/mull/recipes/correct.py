@@ -94,6 +94,7 @@ class CorrectConfig:
     max_sequences: int = 512  # that the engine decodes at once
     compile: bool = True
     device: str = "cpu"
+    dtype: Literal["float32", "bfloat16"] = "float32"  # of the products in training; weights and sampling are float32
     seed: int = 0
     threads: int = 0  # of torch; 0: its own choice
 
@@ -177,11 +178,12 @@ def learn(
     seen: list[losses.Diagnostics] = []
     for batch in pack(todo, cfg.micro_tokens):
         batch = to_device(batch, cfg.device)
-        if any(weights):
-            assert reference is not None
-            with torch.no_grad():
-                batch.ref_logprobs_BT, _ = batch_logprobs(reference, batch)
-        logprobs_BT, entropy_BT = batch_logprobs(model, batch)
+        with torch.autocast(cfg.device, torch.bfloat16, enabled=cfg.dtype == "bfloat16"):
+            if any(weights):
+                assert reference is not None
+                with torch.no_grad():
+                    batch.ref_logprobs_BT, _ = batch_logprobs(reference, batch)
+            logprobs_BT, entropy_BT = batch_logprobs(model, batch)
         kl = functools.partial(turns.turn_kl, weights=weights)
         loss, micro = losses.loss(batch, logprobs_BT, kl_weight=float(any(weights)), kl=kl, entropy_BT=entropy_BT)
         loss.backward()

@@ -91,6 +91,7 @@ class ReflectConfig:
     checkpoint_every: int = 25
     compile: bool = True
     device: str = "cpu"
+    dtype: Literal["float32", "bfloat16"] = "float32"  # of the products in training; weights and sampling are float32
     seed: int = 0
     threads: int = 0  # of torch; 0: its own choice
 
@@ -276,7 +277,8 @@ def train(cfg: ReflectConfig, arm: Arm, on: Exam, command: str = "", mode: Mode 
                 seen = []
                 for batch in pack(samples, cfg.micro_tokens):
                     batch = to_device(batch, cfg.device)
-                    logprobs_BT, _ = batch_logprobs(model, batch)
+                    with torch.autocast(cfg.device, torch.bfloat16, enabled=cfg.dtype == "bfloat16"):
+                        logprobs_BT, _ = batch_logprobs(model, batch)
                     loss, micro = losses.loss(batch, logprobs_BT, aggregate=aggregate)
                     loss.backward()
                     seen.append(micro)
