@@ -90,15 +90,15 @@ length() { # arm seed
         overlong) options=(-o overlong_buffer=192 -o truncated=keep) ;;
     esac
     local common=(--task countdown --seed "$2" --out "$out/countdown/$1-$2" "${levels[@]}")
-    local few=(-o "problems=$length_problems" -o samples=8 -o eval_problems=0 -o step_tokens=4096 -o lr=2e-4 \
-        -o epochs=3)
+    local few=(-o "problems=$length_problems" -o samples=8 -o eval_problems=0 -o step_tokens=4096 -o epochs=3)
     case $1 in
         shortest)
             "$bin/mull" distill --teacher "$start" --student "$start" --keep shortest "${common[@]}" "${few[@]}" \
-                -o most_share=1
+                -o lr=2e-4 -o most_share=1
             ;;
-        pairs)
-            "$bin/mull" dpo --model "$start" --method dpo --strategy sample "${common[@]}" "${few[@]}" -o pairs=short
+        pairs) # preferences have a rate of their own: runs/search_in_the_loop.sh
+            "$bin/mull" dpo --model "$start" --method dpo --strategy sample "${common[@]}" "${few[@]}" -o pairs=short \
+                -o lr=5e-5 -o beta=0.5
             ;;
         *)
             "$bin/mull" rl --model "$start" --steps 2000 "${common[@]}" -o "sampled_tokens=$length_tokens" \
