@@ -96,9 +96,8 @@ length() { # arm seed
             "$bin/mull" distill --teacher "$start" --student "$start" --keep shortest "${common[@]}" "${few[@]}" \
                 -o lr=2e-4 -o most_share=1
             ;;
-        pairs) # preferences have a rate of their own: runs/search_in_the_loop.sh
-            "$bin/mull" dpo --model "$start" --method dpo --strategy sample "${common[@]}" "${few[@]}" -o pairs=short \
-                -o lr=5e-5 -o beta=0.5
+        pairs)
+            "$bin/mull" dpo --model "$start" --method dpo --strategy sample "${common[@]}" "${few[@]}" -o pairs=short
             ;;
         *)
             "$bin/mull" rl --model "$start" --steps 2000 "${common[@]}" -o "sampled_tokens=$length_tokens" \

@@ -178,7 +178,7 @@ def test_every_option_of_the_loss_changes_the_model(base: Path):
 
     options: list[dict[str, Any]] = [
         {},
-        {"beta": 0.5},
+        {"beta": 0.1},
         {"form": "ipo"},
         {"normalised": True},
         {"nll": 1.0},

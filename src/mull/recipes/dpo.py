@@ -90,14 +90,14 @@ class DPOConfig:
     weight: Literal["one", "visits"] = "one"  # of imitated steps
     sft_weight: float = 1.0  # of imitation beside preferences (both)
     reference: Literal["stored", "model"] = "stored"  # the sampler's own log-probabilities, or the starting model's
-    beta: float = 0.1
+    beta: float = 0.5
     form: Form = "dpo"
     normalised: bool = False  # log-ratios per token
     nll: float = 0.0  # of the chosen side, beside the preference (Iterative RPO takes 1)
     epochs: int = 2
     step_tokens: int = 8192  # tokens of one optimiser step; what the sides of a pair share counts once
     micro_tokens: int = 4096  # tokens of one forward and backward pass, padding included
-    lr: float = 1e-4
+    lr: float = 5e-5  # for preferences; imitation, alone or beside them, bears 2e-4 (docs/methods/search_in_the_loop.md)
     warmup: int = 5
     weight_decay: float = 0.0
     max_grad_norm: float = 1.0
