@@ -223,6 +223,15 @@ def test_this_repository_has_no_drift():
     assert tables.update(paths, REPOSITORY / evidence.ROOT, check=True) == []
 
 
+def test_columns_of_numbers_stand_in_their_order(tmp_path):
+    def heads(*columns: str) -> str:
+        return tables.grid([row(claim=f"g / row {i} / {column}") for i, column in enumerate(columns)]).splitlines()[0]
+
+    assert heads("4 chains", "16 chains", "1 chains").split(" | ")[1:] == ["1 chains", "4 chains", "16 chains |"]
+    assert heads("1,024", "1.5", "256").split(" | ")[1:] == ["1.5", "256", "1,024 |"]
+    assert heads("last", "3 digits", "1 digits").split(" | ")[1:] == ["last", "3 digits", "1 digits |"]
+
+
 def test_a_grid_has_a_table_for_each_group(tmp_path):
     figures = [("chain", "ORM", "1", 0.3), ("chain", "ORM", "4", 0.5), ("chain", "PRM", "4", 0.6)]
     figures.append(("addition", "ORM", "1", 0.2))

@@ -44,6 +44,7 @@ def table(rows: Sequence[evidence.Row]) -> str:
 def grid(rows: Sequence[evidence.Row]) -> str:
     """Claims "group / row / column" as a table for each group, in their order; cells are "value (low–high)".
 
+    Columns that all begin with a number, as "16 chains" does, stand in the order of these numbers: a row may lack some.
     UserError for a claim of another form.
     """
     groups: dict[str, dict[str, dict[str, evidence.Row]]] = {}
@@ -54,7 +55,7 @@ def grid(rows: Sequence[evidence.Row]) -> str:
         groups.setdefault(parts[0], {}).setdefault(parts[1], {})[parts[2]] = row
     lines = []
     for name, table_rows in groups.items():
-        columns = list(dict.fromkeys(column for cells in table_rows.values() for column in cells))
+        columns = _in_order(dict.fromkeys(column for cells in table_rows.values() for column in cells))
         n = max(row["n"] for cells in table_rows.values() for row in cells.values())
         lines += [f"| {_cell(name)} (n = {n:,}) | {' | '.join(map(_cell, columns))} |", "|---|" + "--:|" * len(columns)]
         for label, cells in table_rows.items():
@@ -62,6 +63,12 @@ def grid(rows: Sequence[evidence.Row]) -> str:
             lines.append(f"| {_cell(label)} | {' | '.join(drawn)} |")
         lines.append("")
     return "\n".join([*lines, *_origins(rows)]) + "\n"
+
+
+def _in_order(columns: Iterable[str]) -> list[str]:
+    found = {column: re.match(r"\d[\d,]*(\.\d+)?", column) for column in columns}
+    numbers = {column: float(m.group().replace(",", "")) for column, m in found.items() if m}
+    return sorted(found, key=lambda c: numbers[c]) if len(numbers) == len(found) else list(found)
 
 
 def _short(row: evidence.Row) -> str:

@@ -97,7 +97,7 @@ class DPOConfig:
     epochs: int = 2
     step_tokens: int = 8192  # tokens of one optimiser step; what the sides of a pair share counts once
     micro_tokens: int = 4096  # tokens of one forward and backward pass, padding included
-    lr: float = 5e-5  # for preferences; imitation, alone or beside them, bears 2e-4 (docs/methods/search_in_the_loop.md)
+    lr: float = 5e-5  # for preferences; imitation, alone or beside them, bears 2e-4 (docs/methods)
     warmup: int = 5
     weight_decay: float = 0.0
     max_grad_norm: float = 1.0
