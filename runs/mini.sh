@@ -49,11 +49,11 @@ distill() { # name seed [options]
         -o eval_problems=0 "${levels[@]}" "${@:3}"
 }
 
-# About equal tokens for every kind of chain. Many small steps, as in pretraining.
+# Equal tokens for every kind of chain, to a step. Many small steps, as in pretraining.
 off() { # name seed keep [options]
     distill "$1" "$2" --keep "$3" --traces "$out/chain/traces" -o "problems=$problems" -o samples=8 \
-        -o "epochs=$(cat "$out/chain/epochs-$3")" -o step_tokens=2048 -o optimizer=muon -o weight_decay=0.1 \
-        -o checkpoint_every=500 "${@:4}"
+        -o "epochs=$(cat "$out/chain/epochs-$3")" -o "trained_tokens=$tokens" -o step_tokens=2048 \
+        -o optimizer=muon -o weight_decay=0.1 -o checkpoint_every=500 "${@:4}"
 }
 
 student() { # arm seed

@@ -1,6 +1,6 @@
 """The traces, measurements and tables of the students in runs/mini.sh.
 
-python runs/mini_evidence.py traces RUN QUESTIONS TOKENS   the teacher's chains; epochs of each kind for TOKENS
+python runs/mini_evidence.py traces RUN QUESTIONS TOKENS   the teacher's chains; epochs of each kind for TOKENS or more
 python runs/mini_evidence.py measure RUN ARM SEED          RUN/chain/ARM-SEED.json: 16 chains for each held-out problem
 python runs/mini_evidence.py table RUN                     docs/evidence/mini*.json
 
@@ -60,7 +60,7 @@ def experiment(run: Path) -> arms.Experiment:
 
 def traces(run: str, questions: int, tokens: int) -> None:
     """Fills the folder that all students share, as `mull distill` would, and writes RUN/chain/epochs-KEEP: how often
-    the chains of a kind must be learnt for about so many tokens, prompts included."""
+    the chains of a kind must be learnt for at least so many tokens, prompts included; the last time need not end."""
     home = Path(run) / "chain"
     if all((home / f"epochs-{keep}").exists() for keep in KEEPS):
         return
@@ -70,7 +70,7 @@ def traces(run: str, questions: int, tokens: int) -> None:
     found = [trace_of(row) for row in read_jsonl(home / "traces" / "traces.jsonl")]
     for keep in KEEPS:
         once = sum(len(lesson.tokens) for lesson in verified(found, keep))
-        epochs = max(1, round(tokens / max(once, 1)))
+        epochs = max(1, -(-tokens // max(once, 1)))
         print(f"{keep}: {once:,} tokens, {epochs} times", flush=True)
         write_whole(home / f"epochs-{keep}", f"{epochs}\n".encode())
 

@@ -103,6 +103,17 @@ def test_a_student_of_the_teacher_s_layers_and_what_it_costs_to_have_a_teacher(b
     assert per_token[1] > 1.3 * per_token[0], "the teacher's forward pass is charged"
 
 
+def test_arms_of_equal_tokens_end_at_the_step_that_reaches_them(base: Path):
+    ends = {}
+    for keep in ("shortest", "right", "all"):
+        cfg = config(base, keep, keep=keep, epochs=40, trained_tokens=1500, eval_problems=0)
+        distill(cfg, mode="quiet")
+        *_, last = rows(cfg.out)
+        ends[keep] = last["trained_tokens"]
+        assert last["lr"] < 0.1 * cfg.lr, "the schedule ends there, too"
+    assert all(1500 <= tokens < 1500 + 250 for tokens in ends.values()), ends
+
+
 def test_every_option_of_learning_changes_the_student(base: Path):
     start = distill(config(base, "start", eval_problems=0), mode="quiet")
     on: dict[str, Any] = {"method": "on", "student": str(start), "width": 0, "steps": 2}
@@ -113,6 +124,7 @@ def test_every_option_of_learning_changes_the_student(base: Path):
         {"epochs": 1, "layers": 1},
         {"epochs": 1, "seed": 1},
         {"epochs": 1, "optimizer": "muon"},
+        {"epochs": 4, "trained_tokens": 300},
         {"epochs": 1, "strategy": "best-of-n", "scorer": "logprob", "traces": None, "trace_seed": 5},
         on,
         {**on, "form": "sampled"},
@@ -161,6 +173,7 @@ def test_chains_that_the_student_cannot_hold_are_left_out_whole(base: Path):
         ({"init": "layers", "layers": 9, "width": 0}, "cannot take 9"),
         ({"form": "sampled", "direction": "forward"}, "use form=exact"),
         ({"groups": 0}, "must be 1 or more"),
+        ({"trained_tokens": -1}, "must not be negative"),
     ],
 )
 def test_what_cannot_be_is_refused_before_anything_is_written(base: Path, options: dict[str, Any], sentence: str):

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import asyncio
 import copy
+import itertools
 import random
 import time
 from collections.abc import Sequence
@@ -87,6 +88,7 @@ class DistillConfig:
     problems: int = 2048  # questions to the teacher (off)
     samples: int = 8  # the strategy's N: chains for each question (off)
     epochs: int = 8  # over the chains (off)
+    trained_tokens: int = 0  # stop within them once so many were learnt from, prompts included; 0: do not (off)
     step_tokens: int = 8192  # tokens of one optimiser step (off)
     form: Literal["exact", "sampled"] = "exact"  # of the gradient: see learn/distill (on)
     direction: Direction = "reverse"  # of the exact KL (on)
@@ -114,6 +116,8 @@ class DistillConfig:
     def __post_init__(self) -> None:
         if min(self.problems, self.samples, self.epochs, self.steps, self.groups, self.group_size) < 1:
             raise UserError("problems, samples, epochs, steps, groups and group_size must be 1 or more")
+        if self.trained_tokens < 0:
+            raise UserError("trained_tokens must not be negative: 0 learns all epochs to their end")
         if self.student and (self.layers or self.width or self.init != "random"):
             raise UserError(
                 f"the student {self.student} has its own size and weights: leave out layers, width and init"
@@ -162,7 +166,8 @@ def distill(cfg: DistillConfig, command: str = "", resume: bool = False, mode: M
         if cfg.method == "off":
             most = min(context, cfg.micro_tokens // 8 * 8 + 1)  # rows are padded to 8, and the last token is no input
             todo, found = prepared(cfg, tasks, most, ledger, mode)
-            plan = in_epochs([len(s.tokens) for s in todo], cfg.epochs, cfg.step_tokens, cfg.seed)
+            sizes = [len(s.tokens) for s in todo]
+            plan = until(in_epochs(sizes, cfg.epochs, cfg.step_tokens, cfg.seed), sizes, cfg.trained_tokens)
             about |= {"lessons": found, "search_flops": ledger.phases["search"].flops}
         if latest := run.latest():
             step, state = latest
@@ -277,6 +282,16 @@ def prepared(
             "samples"
         )
     return fitting, found
+
+
+def until(plan: list[list[int]], sizes: Sequence[int], tokens: int) -> list[list[int]]:
+    """The steps of a plan, up to the one that reaches `tokens`; all of them for 0.
+
+    >>> until([[0, 1], [2], [0]], sizes=[3, 4, 5], tokens=8)
+    [[0, 1], [2]]
+    """
+    ends = itertools.accumulate(sum(sizes[i] for i in chosen) for chosen in plan)
+    return plan[: next((n for n, end in enumerate(ends, 1) if 0 < tokens <= end), len(plan))]
 
 
 # ------------------------------------------------------------------------------------------------ on-policy
