@@ -78,7 +78,8 @@ student() { # arm seed
 
 # ------------------------------------------------------------------------------------------------ lengths
 
-# Every arm goes on from the same trained model, by the same number of sampled tokens.
+# Every arm goes on from the same trained model: RL by the same number of sampled tokens, long-to-short by the chains of
+# $length_problems questions.
 length() { # arm seed
     local options=() start=$out/countdown/teacher/model
     case $1 in
