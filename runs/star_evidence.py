@@ -84,17 +84,27 @@ def cells(levels: Sequence[int]) -> list[str]:
     return [f"addition/{level}" for level in levels]
 
 
-def interval(by_seed: Sequence[Marks], names: Sequence[str], resamples: int = 2000) -> tuple[float, float, float, int]:
-    """(mean, low, high, problems) over the cells in equal parts: bootstrap over seeds, and over each one's problems."""
+def interval(
+    by_seed: Sequence[Marks], names: Sequence[str], same: bool = False, resamples: int = 2000
+) -> tuple[float, float, float, int]:
+    """(mean, low, high, problems) over the cells in equal parts: bootstrap over seeds and problems together.
+
+    `same`: all seeds were asked the same problems, whose luck they share; else each seed had its own.
+    """
     rng = np.random.default_rng(0)
     values = [[np.array([m == "1" for m in marks[name]], float) for name in names] for marks in by_seed]
     mean = float(np.mean([[v.mean() for v in one] for one in values]))
     draws = []
     for _ in range(resamples):
         seeds = rng.integers(0, len(values), len(values))
-        draws.append(np.mean([[rng.choice(v, len(v)).mean() for v in values[s]] for s in seeds]))
+        if same:
+            picks = [rng.integers(0, len(v), len(v)) for v in values[0]]
+            draws.append(np.mean([[v[p].mean() for v, p in zip(values[s], picks, strict=True)] for s in seeds]))
+        else:
+            draws.append(np.mean([[rng.choice(v, len(v)).mean() for v in values[s]] for s in seeds]))
     low, high = percentile_interval(np.array(draws))
-    return mean, min(low, mean), max(high, mean), sum(len(v) for one in values for v in one)
+    asked = values[:1] if same else values
+    return mean, min(low, mean), max(high, mean), sum(len(v) for one in asked for v in one)
 
 
 def counted(pairs: Sequence[tuple[int, int]], resamples: int = 2000) -> tuple[float, float, float, int] | None:
@@ -175,7 +185,10 @@ def last(run: Path, seeds: Sequence[int]) -> list[dict[str, Any]]:
     for arm, label in {"base": "base", "direct": DIRECT, **ARMS}.items():
         marks = [{name: cell["marks"] for name, cell in one[arm].items()} for one in found]
         columns = {"1 to 5": TRAINED, "6 to 10": LONGER} | {str(level): (level,) for level in (*TRAINED, *LONGER)}
-        rows += [row(f"digits / {label} / {name}", interval(marks, cells(of)), seeds) for name, of in columns.items()]
+        rows += [
+            row(f"digits / {label} / {name}", interval(marks, cells(of), same=True), seeds)
+            for name, of in columns.items()
+        ]
     return rows
 
 

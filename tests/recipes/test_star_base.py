@@ -115,6 +115,10 @@ def test_means_weigh_lengths_equally_and_intervals_hold_them(script: ModuleType)
     assert low < 0.6 and high > 0.85, "two seeds far apart"
     same = script.interval([marks[1]] * 2, script.cells((2,)))
     assert same[:3] == (1.0, 1.0, 1.0)
+    half = [{"addition/2": "10" * 50}] * 3
+    apart, together = (script.interval(half, script.cells((2,)), same=same) for same in (False, True))
+    assert together[2] - together[1] > 1.5 * (apart[2] - apart[1]), "the same problems again are no new ones"
+    assert (apart[3], together[3]) == (300, 100)
     share, low, high, n = script.counted([(1, 10), (3, 10)])
     assert (share, n) == (0.2, 20) and low < 0.12 < 0.28 < high
     assert script.counted([(0, 0)]) is None
