@@ -16,6 +16,8 @@ tokens=${TOKENS:-1500000}
 seeds=${SEEDS:-0 1 2}
 arms="group ppo vineppo prm prime random only-difference only-sum"
 
+# A critic reads a question's chains as one tree, and attention takes the square of what is read at once: where chains
+# grow long, micro-batches of 1,024 tokens take a third of the time that the default's 4,096 do. Nothing else changes.
 job() { # arm seed
     local arm=$1 seed=$2 options
     case $arm in
@@ -27,7 +29,8 @@ job() { # arm seed
         *) options=(--algorithm "$arm") ;;
     esac
     "$bin/mull" rl "${options[@]}" --task chain --steps 2000 --seed "$seed" --resume --quiet --out "$out/chain/$arm-$seed" \
-        -o 'levels=[1,2]' -o "sampled_tokens=$tokens" -o dtype=bfloat16
+        -o 'levels=[1,2]' -o "sampled_tokens=$tokens" -o dtype=bfloat16 -o micro_tokens=1024
+    "$bin/python" runs/credit_evidence.py measure "$out" "$arm" "$seed"
 }
 if [ "${2:-}" = job ]; then
     job "$3" "$4"
@@ -36,8 +39,7 @@ fi
 
 "$bin/mull" reward --kind prm --task chain --seed 0 --resume --quiet --out "$out/prm" \
     -o problems=4096 -o samples=8 -o epochs=3 -o dtype=bfloat16 -o eval_problems=128
+"$bin/python" runs/credit_evidence.py measure "$out" base 0
 # One process a core: training a small model does not use two threads well.
 for seed in $seeds; do for arm in $arms; do echo "$arm $seed"; done; done | xargs -P 2 -L 1 runs/credit.sh "$out" job
-"$bin/python" runs/credit_evidence.py measure "$out" # the base
-for seed in $seeds; do echo "$seed"; done | xargs -P 2 -L 1 "$bin/python" runs/credit_evidence.py measure "$out"
 "$bin/python" runs/credit_evidence.py table "$out"

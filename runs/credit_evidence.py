@@ -1,12 +1,13 @@
 """The measurements and tables of runs/credit.sh.
 
-python runs/credit_evidence.py measure RUN SEED…   256 chains for each held-out problem, every model
-python runs/credit_evidence.py table RUN           docs/evidence/credit*.json
+python runs/credit_evidence.py measure RUN ARM SEED   256 chains for each held-out problem, of one model
+python runs/credit_evidence.py table RUN              docs/evidence/credit*.json
 """
 
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -62,11 +63,13 @@ def hacking(run: Path, first: int = 5, last: int = 5) -> list[dict[str, Any]]:
 
 def main(what: str, run: Path, *more: str) -> None:
     if what == "measure":
-        arms.measure(EXPERIMENT, run, TASK, map(int, more))
+        arm, seed = more
+        one = replace(EXPERIMENT, arms={arm: EXPERIMENT.arms[arm]})
+        arms.measure(one, run, TASK, [int(seed)])
         return
     evidence.write("credit", arms.grid(EXPERIMENT, run, [TASK]))
     evidence.write("credit-compared", arms.differences(EXPERIMENT, run, [TASK]))
-    keys = {"total_sampled_tokens": "sampled tokens", "flops": "FLOPs"}
+    keys = {"total_sampled_tokens": "sampled tokens", "flops": "FLOPs", "step": "steps"}
     evidence.write("credit-spent", arms.spent(EXPERIMENT, run, [TASK], keys))
     evidence.write("credit-hacking", hacking(run))
 
