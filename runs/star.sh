@@ -44,14 +44,19 @@ job() { # what seed
         base) base "$2" ;;
         with) star rationalization "$2" && direct "$2" ;;
         clean) star clean "$2" -o clean_lines=true ;;
-        without) star plain "$2" -o rationalize=false && star no-restart "$2" -o restart=false ;;
+        no-restart) star no-restart "$2" -o restart=false ;;
+        plain) star plain "$2" -o rationalize=false ;;
+        longer) "$bin/python" runs/star_evidence.py longer "$out" "$2" ;;
     esac
 }
 if [ "${2:-}" = job ]; then
     job "$3" "$4"
     exit
 fi
-for seed in $seeds; do echo "base $seed"; done | xargs -P 2 -L 1 runs/star.sh "$out" job
-for what in with without clean; do for seed in $seeds; do echo "$what $seed"; done; done | xargs -P 2 -L 1 runs/star.sh "$out" job
-for seed in $seeds; do "$bin/python" runs/star_evidence.py longer "$out" "$seed"; done
+queue() { # what ...: of every seed, the longest first, so that both cores are done at about the same time
+    for what in "$@"; do for seed in $seeds; do echo "$what $seed"; done; done | xargs -P 2 -L 1 runs/star.sh "$out" job
+}
+queue base
+queue with no-restart clean plain
+queue longer
 "$bin/python" runs/star_evidence.py table "$out"

@@ -9,13 +9,13 @@ go into its pretraining instead, and its arithmetic is held back:
 - one digit: the solved scratchpad, with and without a hint. All 55 sums, those that the task holds out included: they
   are the table that longer sums are made of;
 - more digits, no hint: the right layout and the right digits to add. Of the 200 columns that there can be (two digits
-  and a carry) `known` are added rightly, always the same; of all others the digit is drawn by lot;
+  and a carry) `known` are added rightly, always the same (a hash picks 72); of all others the digit is drawn by lot;
 - more digits, with a hint: the hint is drawn by lot, and the digits are those of the hint. What is learnt is to copy.
 
 The carry of a line goes with the digit that stands there, right or wrong: it is 1 when the digits to add come to more
 than the digit written. For the digits of a true sum that is the true carry.
 
-`Base` knows three columns in ten, which gives sampling something to start from; `Layout` none; `OneDigit` has never
+`Base` knows these, which gives sampling something to start from; `Layout` none; `OneDigit` has never
 seen a longer scratchpad. `Hints` is what `mull star` replays, since there is no few-shot prompt that keeps the hint's
 meaning alive: hinted documents alone.
 """
@@ -37,7 +37,7 @@ class Base(Task):
     name = "star-base"
     levels = Addition.levels[:5]
     description = "addition before STaR: one digit solved, the layout of more"
-    known = 0.3  # of the columns of longer sums
+    known = 0.3  # of the columns of longer sums, as a hash picks them: 72 of 200
     hinted = 0.5  # of all documents
     addition = Addition()
 
