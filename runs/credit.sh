@@ -3,7 +3,7 @@
 # a process reward model beside the outcome, an implicit one (PRIME). From the same base on chain, at equal sampled
 # tokens (VinePPO's continuations among them), three seeds. Two controls: random rewards, and a process reward without
 # the outcome, once as differences and once as the sum of scores, which shows what a policy does to a scorer that alone
-# pays it. About two hours on two cores; goes on where it was stopped.
+# pays it. An hour and a half on two cores; goes on where it was stopped.
 #
 #   runs/credit.sh [run folder]
 set -euo pipefail
@@ -12,7 +12,7 @@ set -- "${1:-runs/credit}" "${@:2}"
 export OMP_NUM_THREADS=1 OMP_WAIT_POLICY=passive
 out=$1
 bin=${BIN:-.venv/bin}
-tokens=${TOKENS:-1500000}
+tokens=${TOKENS:-1000000}
 seeds=${SEEDS:-0 1 2}
 arms="group ppo vineppo prm prime random only-difference only-sum"
 
@@ -26,6 +26,8 @@ job() { # arm seed
         prm) options=(--algorithm prm -o "scorer=$out/prm/model") ;;
         only-difference) options=(--algorithm prm -o "scorer=$out/prm/model" -o process_only=true) ;;
         only-sum) options=(--algorithm prm -o "scorer=$out/prm/model" -o process_only=true -o process=sum) ;;
+        vineppo) options=(--algorithm vineppo -o groups=8) ;; # its continuations are most of a step's tokens
+        prime) options=(--algorithm prime -o groups=8 -o critic_warmup=0) ;; # it asks more questions than it keeps
         *) options=(--algorithm "$arm") ;;
     esac
     "$bin/mull" rl "${options[@]}" --task chain --steps 2000 --seed "$seed" --resume --quiet --out "$out/chain/$arm-$seed" \

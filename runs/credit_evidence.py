@@ -1,6 +1,6 @@
 """The measurements and tables of runs/credit.sh.
 
-python runs/credit_evidence.py measure RUN ARM SEED   256 chains for each held-out problem, of one model
+python runs/credit_evidence.py measure RUN ARM SEED   64 chains for each held-out problem, of one model
 python runs/credit_evidence.py table RUN              docs/evidence/credit*.json
 """
 
@@ -33,6 +33,8 @@ EXPERIMENT = arms.Experiment(
         "only-sum": "PRM alone, sum",
     },
     splits={"levels 1 and 2": (1, 2), "level 3 (not trained)": (3,)},
+    chains=64,
+    ks=(1, 4, 16, 64),
     pairs=[(arm, "group") for arm in ("ppo", "vineppo", "prm", "prime", "random")]
     + [(arm, "base") for arm in ("group", "only-difference", "only-sum")],
 )

@@ -6,7 +6,7 @@
 #   from the small base, and the small base itself.
 #   Lengths on countdown, where thoughts are searches of very different length: token targets, effort words, rewards for
 #   short chains, long-to-short, beside cutting chains off and closing their thoughts by force.
-# About an hour and a half on two cores, if runs/rl_against_sft.sh has left its models; a quarter more if not. Goes on
+# An hour and three quarters on two cores, if runs/rl_against_sft.sh has left its models; a quarter more if not. Goes on
 # where it was stopped.
 #
 #   runs/mini.sh [run folder]
@@ -18,8 +18,8 @@ out=$1
 bin=${BIN:-.venv/bin}
 trained=${TRAINED:-runs/rl-against-sft} # whose rl-0 is the teacher, where it is there
 rl_tokens=${RL_TOKENS:-1500000}         # learnt from by teachers and by RL alone, prompts included
-tokens=${TOKENS:-4000000}               # learnt from by a fresh student, and by the small base
-problems=${PROBLEMS:-8192}              # questions to the teacher, 8 chains each
+tokens=${TOKENS:-6000000}               # learnt from by a fresh student, and by the small base
+problems=${PROBLEMS:-16384}             # questions to the teacher, 4 chains each
 on_steps=${ON_STEPS:-200}
 seeds=${SEEDS:-0 1 2}
 students=${STUDENTS:-fresh-right fresh-shortest fresh-all layers small-right rl}
@@ -51,8 +51,8 @@ distill() { # name seed [options]
 
 # Equal tokens for every kind of chain, to a step. Many small steps, as in pretraining.
 off() { # name seed keep [options]
-    distill "$1" "$2" --keep "$3" --traces "$out/chain/traces" -o "problems=$problems" -o samples=8 \
-        -o "epochs=$(cat "$out/chain/epochs-$3")" -o "trained_tokens=$tokens" -o step_tokens=2048 \
+    distill "$1" "$2" --keep "$3" --traces "$out/chain/traces" -o "problems=$problems" -o samples=4 \
+        -o compile=true -o "epochs=$(cat "$out/chain/epochs-$3")" -o "trained_tokens=$tokens" -o step_tokens=2048 \
         -o optimizer=muon -o weight_decay=0.1 -o checkpoint_every=500 "${@:4}"
 }
 

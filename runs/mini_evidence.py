@@ -65,7 +65,7 @@ def traces(run: str, questions: int, tokens: int) -> None:
     if all((home / f"epochs-{keep}").exists() for keep in KEEPS):
         return
     teacher = f"{run}/chain/teacher/model"  # as runs/mini.sh spells it: traces of another teacher are refused
-    cfg = DistillConfig(teacher=teacher, traces=home / "traces", problems=questions, keep="all")
+    cfg = DistillConfig(teacher=teacher, traces=home / "traces", problems=questions, samples=4, keep="all")
     prepared(cfg, [load_task("chain")], cfg.micro_tokens, Ledger(), "quiet")
     found = [trace_of(row) for row in read_jsonl(home / "traces" / "traces.jsonl")]
     for keep in KEEPS:

@@ -37,10 +37,10 @@ reflect() { # task levels harder seed
 correct() { # arm seed
     local options
     case $1 in
-        score) options=() ;;
-        no-stage1) options=(-o stage1_steps=0) ;;
-        no-bonus) options=(-o alpha=0) ;;
-        star) options=(--method star) ;;
+        score) options=(-o baseline=attempt) ;;
+        no-stage1) options=(-o baseline=attempt -o stage1_steps=0) ;;
+        no-bonus) options=(-o baseline=attempt -o alpha=0) ;;
+        star) options=(--method star --steps $((steps / 4)) -o groups=64) ;; # few mend: a step needs many chains
         first | pair_sft) options=(--method "$1" -o groups=32) ;;
     esac
     "$bin/mull" correct --task chain --steps "$steps" --seed "$2" --resume --quiet --out "$out/correct/chain/$1-$2" \
