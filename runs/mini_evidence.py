@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from mull.evals import arms, evidence
-from mull.evals.metrics import percentile_interval
+from mull.evals.metrics import percentile_interval, share_interval
 from mull.files import read_jsonl, write_whole
 from mull.learn.distill import Keep, parameters, verified
 from mull.ledger import Ledger
@@ -99,7 +99,8 @@ def accuracy(run: Path) -> list[dict[str, Any]]:
     teacher_PK = arms.read(what, run, "chain", "teacher", SPLIT)[0]
     for arm in there(run):
         found_SPK = arms.read(what, run, "chain", arm, SPLIT)
-        cells = {f"pass@{k}": value for k, value in zip(what.ks, arms.interval(found_SPK), strict=True)}
+        values = [share_interval(*value, found_SPK.shape[1]) for value in arms.interval(found_SPK)]
+        cells = {f"pass@{k}": value for k, value in zip(what.ks, values, strict=True)}
         if arm != "teacher":
             cells["of the teacher's pass@1"] = share_of(found_SPK[:, :, 0], teacher_PK[:, 0])
         for column, value in cells.items():

@@ -23,7 +23,7 @@ from mull.engine.local import LocalEngine
 from mull.evals import arms, evidence
 from mull.evals.correction import correction
 from mull.evals.evaluate import evaluate, held_out
-from mull.evals.metrics import percentile_interval
+from mull.evals.metrics import percentile_interval, share_interval
 from mull.files import plain, read_jsonl, write_whole
 from mull.ledger import Budget
 from mull.models import hf
@@ -105,9 +105,8 @@ def reflect_tables(run: Path, seeds: Sequence[int]) -> None:
             by_arm = {arm: [shares(result, key) for result in results] for arm, results in found.items()}
             n = sum(map(len, by_arm["base"]))
             for arm, name in REFLECT.items():
-                table.append(
-                    row(f"{task} / {name} / {label}", nested(by_arm[arm]), n, [] if arm == "base" else seeds, "share")
-                )
+                value = share_interval(*nested(by_arm[arm]), n)
+                table.append(row(f"{task} / {name} / {label}", value, n, [] if arm == "base" else seeds, "share"))
                 if arm != "reflect":
                     delta = [ours - theirs for ours, theirs in zip(by_arm["reflect"], by_arm[arm], strict=True)]
                     claim = f"{task}: {REFLECT['reflect']} minus / {name} / {label}"
@@ -182,6 +181,8 @@ def correct_tables(run: Path, seeds: Sequence[int]) -> None:
             trained = [] if arm == "base" else seeds
             for (key, column), value in zip(COLUMNS.items(), arms.interval(found[arm]), strict=True):
                 unit = "points" if key == "delta" else "share"
+                if unit == "share":
+                    value = share_interval(*value, found[arm].shape[1])
                 claim = f"{TASK}, {split} / {label} / {column}"
                 table.append(row(claim, value, found[arm].shape[1], trained, unit))
         for a, b in CORRECT.pairs:

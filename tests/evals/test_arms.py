@@ -11,6 +11,7 @@ import pytest
 from mull.errors import UserError
 from mull.evals import arms
 from mull.evals.arms import Experiment
+from mull.evals.metrics import wilson
 from mull.evals.tables import grid as drawn
 from tests.recipes.tiny import ENDS, save_tiny
 
@@ -47,6 +48,8 @@ def test_hand_worked(tmp_path: Path):
         ("t, level 1 / arm a / pass@1", 0.625, 2, [0, 1]),
         ("t, level 1 / arm a / pass@4", 1.0, 2, [0, 1]),
     ]
+    # every problem was solved within 4 chains: nothing to draw, and two problems do not say 100 (100 to 100)
+    assert (rows[3]["low"], rows[3]["high"]) == wilson(2, 2) and rows[1]["low"] == 0.0 and rows[1]["high"] == 1.0
     first, last = arms.differences(what, tmp_path, ["t"])
     assert first["claim"] == "t, level 1, pass@1: arm a minus base" and first["unit"] == "points"
     assert first["value"] == pytest.approx(0.375) and last["value"] == pytest.approx(0.5)

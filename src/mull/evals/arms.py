@@ -24,7 +24,7 @@ from mull.chat import Chat
 from mull.engine.local import LocalEngine
 from mull.errors import UserError
 from mull.evals.evaluate import evaluate, held_out, thought_tokens
-from mull.evals.metrics import pass_at_k_of, percentile_interval
+from mull.evals.metrics import pass_at_k_of, percentile_interval, share_interval
 from mull.files import read_jsonl, write_whole
 from mull.ledger import Budget
 from mull.models import hf
@@ -131,6 +131,7 @@ def grid(what: Experiment, run: Path, tasks: Sequence[str]) -> list[dict[str, An
             for arm, label in what.arms.items():
                 found = read(what, run, task, arm, split)
                 for k, value in zip(what.ks, interval(found), strict=True):
+                    value = share_interval(*value, found.shape[1])
                     rows.append(row(what, f"{task}, {split} / {label} / pass@{k}", value, *found.shape[:2]))
     return rows
 

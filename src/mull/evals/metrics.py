@@ -62,6 +62,16 @@ def wilson(successes: float, n: float, z: float = Z95) -> tuple[float, float]:
     return max(0.0, min(centre - half, p)), min(1.0, max(centre + half, p))
 
 
+def share_interval(mean: float, low: float, high: float, n: int) -> tuple[float, float, float]:
+    """(mean, low, high) of a share with a bootstrap's interval. Where all of n problems gave 0, or all gave 1, there was
+    nothing to draw, and Wilson's interval takes its place.
+
+    >>> [round(x, 3) for x in share_interval(0.0, 0.0, 0.0, 96)], share_interval(0.5, 0.4, 0.7, 96)
+    ([0.0, 0.0, 0.038], (0.5, 0.4, 0.7))
+    """
+    return (mean, *wilson(mean * n, n)) if mean in (0, 1) else (mean, low, high)
+
+
 def clustered_wilson(values_P: np.ndarray, samples: int) -> tuple[float, float]:
     """A 95% interval for the mean of per-problem values in [0, 1], of which each is a mean of samples.
 
