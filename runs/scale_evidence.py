@@ -30,13 +30,14 @@ def row(data: dict[str, Any], claim: str, value: float, low: float | None, high:
 
 def predictions(data: dict[str, Any]) -> list[dict[str, Any]]:
     """The sigmoid's predictions, each followed by what was found, as two rows."""
+    problems = {fit["task"]: fit["n"] for fit in data["fits"]}
     rows = []
     for p in data["predictions"]:
         if p["law"] != "sigmoid":
             continue
         where = f"{name(p['task'])} / {p['compute'] / p['up_to']:g} times the fitted compute"
         interval = {"low": p["low"], "high": p["high"]}
-        found, n = p["observed"], data["problems"]
+        found, n = p["observed"], problems[p["task"]]
         rows.append({"claim": f"{where} / predicted", "value": p["value"], **interval, "n": n, "unit": "share"})
         if found is not None:
             told = "found, inside" if p["inside"] else "found, outside"
@@ -48,8 +49,8 @@ def predictions(data: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def parameters(data: dict[str, Any]) -> list[dict[str, Any]]:
-    """R0, A, B and C_mid of the sigmoid, fitted to the first half and to everything. An asymptote that the points do
-    not know is no figure: its row says so and gives the interval alone."""
+    """R0, A, B and C_mid of the sigmoid, fitted to the first half and to everything. The row of an asymptote says
+    whether the points know it."""
     units = {"R₀": "share", "A": "share", "B": "exponent", "C_mid": "FLOPs"}
     rows = []
     for fit in data["fits"]:

@@ -112,6 +112,9 @@ def test_its_figures_are_evidence():
     claims = [r["claim"] for r in rows["predictions"]]
     assert claims[:2] == [f"all problems / 1.5 times the fitted compute / {w}" for w in ("predicted", "found, inside")]
     assert any("A, bounded" in r["claim"] for r in rows["parameters"])
+    of_task = {f["task"]: f["n"] for f in data["fits"]}
+    asked = {r["n"] for r in rows["predictions"] if r["claim"].startswith("chain") and "predicted" in r["claim"]}
+    assert asked == {of_task["chain"]} != {data["problems"]}, "a task has fewer problems than all together"
 
 
 # --------------------------------------------------------------------------------------------- in a browser
