@@ -63,8 +63,8 @@ def wilson(successes: float, n: float, z: float = Z95) -> tuple[float, float]:
 
 
 def share_interval(mean: float, low: float, high: float, n: int) -> tuple[float, float, float]:
-    """(mean, low, high) of a share with a bootstrap's interval. Where all of n problems gave 0, or all gave 1, nothing was
-    there to draw, and Wilson's interval takes its place.
+    """(mean, low, high) of a share with a bootstrap's interval; with Wilson's where all of n problems gave 0, or all
+    gave 1, and nothing was there to draw.
 
     >>> [round(x, 3) for x in share_interval(0.0, 0.0, 0.0, 96)], share_interval(0.5, 0.4, 0.7, 96)
     ([0.0, 0.0, 0.038], (0.5, 0.4, 0.7))
