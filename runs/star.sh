@@ -14,7 +14,7 @@ bin=${BIN:-.venv/bin}
 seeds=${SEEDS:-0 1 2}
 iterations=${ITERATIONS:-16}
 
-learning=(-o lr=3e-3 -o warmup=100 -o step_tokens=3072 -o dtype=bfloat16 -o threads=1)
+learning=(-o lr=3e-3 -o warmup=100 -o step_tokens=2048 -o dtype=bfloat16 -o threads=1)
 
 base() { # seed
     "$bin/mull" pretrain --task runs/star_base.py:Base --seed "$1" --steps 1000 --resume --quiet --out "$out/base-$1" \
