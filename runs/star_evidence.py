@@ -21,7 +21,7 @@ from mull.chat import Chat
 from mull.engine.local import LocalEngine
 from mull.evals import evidence
 from mull.evals.evaluate import evaluate, held_out
-from mull.evals.metrics import percentile_interval
+from mull.evals.metrics import percentile_interval, share_interval
 from mull.files import read_jsonl, write_whole
 from mull.ledger import Budget
 from mull.models import hf
@@ -104,7 +104,8 @@ def interval(
             draws.append(np.mean([[rng.choice(v, len(v)).mean() for v in values[s]] for s in seeds]))
     low, high = percentile_interval(np.array(draws))
     asked = values[:1] if same else values
-    return mean, min(low, mean), max(high, mean), sum(len(v) for one in asked for v in one)
+    n = sum(len(v) for one in asked for v in one)
+    return *share_interval(mean, min(low, mean), max(high, mean), n), n
 
 
 def counted(pairs: Sequence[tuple[int, int]], resamples: int = 2000) -> tuple[float, float, float, int] | None:
