@@ -51,7 +51,7 @@ def test_hand_worked(tmp_path: Path):
     # every problem was solved within 4 chains: nothing to draw, and two problems do not say 100 (100 to 100)
     assert (rows[3]["low"], rows[3]["high"]) == wilson(2, 2) and rows[1]["low"] == 0.0 and rows[1]["high"] == 1.0
     first, last = arms.differences(what, tmp_path, ["t"])
-    assert first["claim"] == "t, level 1, pass@1: arm a minus base" and first["unit"] == "points"
+    assert first["claim"] == "t, level 1 / arm a minus base / pass@1" and first["unit"] == "points"
     assert first["value"] == pytest.approx(0.375) and last["value"] == pytest.approx(0.5)
     # problem 1 has no difference, problem 0 has .5 or 1: the extremes of problems and seeds drawn with replacement
     assert (first["low"], first["high"]) == (0.0, 1.0)

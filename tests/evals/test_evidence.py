@@ -232,6 +232,18 @@ def test_columns_of_numbers_stand_in_their_order(tmp_path):
     assert heads("last", "3 digits", "1 digits").split(" | ")[1:] == ["last", "3 digits", "1 digits |"]
 
 
+def test_cells_of_a_grid_are_short(tmp_path):
+    def cell(column: str, unit: str, *figures: float) -> str:
+        value, low, high = figures
+        drawn = tables.grid([row(claim=f"g / arm / {column}", unit=unit, value=value, low=low, high=high)])
+        return drawn.splitlines()[2].split(" | ")[1].removesuffix(" |")
+
+    assert cell("pass@1", "points", 0.031, -0.004, 0.066) == "+3.1 (-0.4 to +6.6)", "an end of the interval has its sign"
+    assert cell("pass@1", "share", 0.6134, 0.58, 0.64) == "61.3 (58–64)"
+    assert cell("tokens", "tokens", 1507214, 1, 2) == "1,507,214" and cell("spent", "tokens", 7, 1, 9) == "7 tokens"
+    assert cell("FLOPs of the search", "FLOPs of the search", 771129116672, 1, 2) == "7.71e+11"
+
+
 def test_a_grid_has_a_table_for_each_group(tmp_path):
     figures = [("chain", "ORM", "1", 0.3), ("chain", "ORM", "4", 0.5), ("chain", "PRM", "4", 0.6)]
     figures.append(("addition", "ORM", "1", 0.2))

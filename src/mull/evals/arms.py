@@ -137,7 +137,8 @@ def grid(what: Experiment, run: Path, tasks: Sequence[str]) -> list[dict[str, An
 
 
 def differences(what: Experiment, run: Path, tasks: Sequence[str]) -> list[dict[str, Any]]:
-    """Of each pair at the smallest and the largest k, paired by problem; seeds with seeds, the base with each."""
+    """Of each pair at the smallest and the largest k, paired by problem; seeds with seeds, the base with each. Claims are
+    those of a grid, as they are in `spent`."""
     rows = []
     for task in tasks:
         for split in what.splits:
@@ -145,7 +146,7 @@ def differences(what: Experiment, run: Path, tasks: Sequence[str]) -> list[dict[
                 delta_SPK = read(what, run, task, a, split) - read(what, run, task, b, split)
                 for k in dict.fromkeys((what.ks[0], what.ks[-1])):
                     [value] = interval(delta_SPK[:, :, [what.ks.index(k)]])
-                    claim = f"{task}, {split}, pass@{k}: {what.arms[a]} minus {what.arms[b]}"
+                    claim = f"{task}, {split} / {what.arms[a]} minus {what.arms[b]} / pass@{k}"
                     rows.append(row(what, claim, value, *delta_SPK.shape[:2], unit="points"))
     return rows
 
@@ -164,6 +165,6 @@ def spent(what: Experiment, run: Path, tasks: Sequence[str], keys: Mapping[str, 
                 values = [float(one[-1]) for one in found if one]
                 if values:
                     value = (float(np.mean(values)), min(values), max(values))
-                    claim = f"{task}: {unit} spent by {label} (range over seeds)"
+                    claim = f"{task}, what training cost (range over seeds) / {label} / {unit}"
                     rows.append(row(what, claim, value, len(values), len(values), unit))
     return rows

@@ -59,7 +59,7 @@ def grid(rows: Sequence[evidence.Row]) -> str:
         n = max(row["n"] for cells in table_rows.values() for row in cells.values())
         lines += [f"| {_cell(name)} (n = {n:,}) | {' | '.join(map(_cell, columns))} |", "|---|" + "--:|" * len(columns)]
         for label, cells in table_rows.items():
-            drawn = [_short(cells[column]) if column in cells else "" for column in columns]
+            drawn = [_short(cells[column], column) if column in cells else "" for column in columns]
             lines.append(f"| {_cell(label)} | {' | '.join(drawn)} |")
         lines.append("")
     return "\n".join([*lines, *_origins(rows)]) + "\n"
@@ -71,14 +71,18 @@ def _in_order(columns: Iterable[str]) -> list[str]:
     return sorted(found, key=lambda c: numbers[c]) if len(numbers) == len(found) else list(found)
 
 
-def _short(row: evidence.Row) -> str:
-    """ "61.3 (58–64)" for shares and points in per cent, else the quantity."""
-    if row["unit"] not in ("share", "points"):
-        return quantity(row["value"], row["unit"])
-    value = f"{100 * row['value']:.1f}"
-    if row["low"] is None or row["high"] is None:
-        return value
-    return f"{value} ({100 * row['low']:.0f}–{100 * row['high']:.0f})"
+def _short(row: evidence.Row, column: str) -> str:
+    """ "61.3 (58–64)" for shares in per cent, "+3.1 (-0.4 to +6.6)" for points; else the quantity, whose unit is left out
+    where the column is named so."""
+    value, low, high, unit = row["value"], row["low"], row["high"], row["unit"]
+    if unit not in ("share", "points"):
+        text = quantity(value, unit)
+        return text.removesuffix(f" {unit}") if unit == column else text
+    sign, digits, between = ("+", 1, " to ") if unit == "points" else ("", 0, "–")
+    text = f"{100 * value:{sign}.1f}"
+    if low is None or high is None:
+        return text
+    return f"{text} ({100 * low:{sign}.{digits}f}{between}{100 * high:{sign}.{digits}f})"
 
 
 def _origins(rows: Sequence[evidence.Row]) -> list[str]:
@@ -99,7 +103,7 @@ def quantity(value: float, unit: str) -> str:
     if unit == "points":
         return f"{100 * value:+.1f} points"
     size = abs(value)
-    if value == int(value) and size < (1e7 if unit == "FLOPs" else 1e15):
+    if value == int(value) and size < (1e7 if unit.startswith("FLOPs") else 1e15):
         text = f"{int(value):,}"
     elif size >= 1e7 or 0 < size < 1e-3:
         text = f"{value:.2e}"
