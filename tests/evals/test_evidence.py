@@ -238,8 +238,9 @@ def test_cells_of_a_grid_are_short(tmp_path):
         drawn = tables.grid([row(claim=f"g / arm / {column}", unit=unit, value=value, low=low, high=high)])
         return drawn.splitlines()[2].split(" | ")[1].removesuffix(" |")
 
-    assert cell("pass@1", "points", 0.031, -0.004, 0.066) == "+3.1 (-0.4 to +6.6)", "an end of the interval has its sign"
+    assert cell("pass@1", "points", 0.031, -0.004, 0.066) == "+3.1 (-0.4 to +6.6)", "each end has its sign"
     assert cell("pass@1", "share", 0.6134, 0.58, 0.64) == "61.3 (58–64)"
+    assert cell("pass@1", "points", -0.0001, -0.02, 0.02) == "+0.0 (-2.0 to +2.0)"
     assert cell("tokens", "tokens", 1507214, 1, 2) == "1,507,214" and cell("spent", "tokens", 7, 1, 9) == "7 tokens"
     assert cell("FLOPs of the search", "FLOPs of the search", 771129116672, 1, 2) == "7.71e+11"
 

@@ -137,8 +137,10 @@ def grid(what: Experiment, run: Path, tasks: Sequence[str]) -> list[dict[str, An
 
 
 def differences(what: Experiment, run: Path, tasks: Sequence[str]) -> list[dict[str, Any]]:
-    """Of each pair at the smallest and the largest k, paired by problem; seeds with seeds, the base with each. Claims are
-    those of a grid, as they are in `spent`."""
+    """Of each pair at the smallest and the largest k, paired by problem; seeds with seeds, the base with each.
+
+    Claims are those of a grid: "task, split / pair / pass@k".
+    """
     rows = []
     for task in tasks:
         for split in what.splits:
@@ -165,6 +167,6 @@ def spent(what: Experiment, run: Path, tasks: Sequence[str], keys: Mapping[str, 
                 values = [float(one[-1]) for one in found if one]
                 if values:
                     value = (float(np.mean(values)), min(values), max(values))
-                    claim = f"{task}, what training cost (range over seeds) / {label} / {unit}"
+                    claim = f"{task}, what training cost, mean over seeds / {label} / {unit}"
                     rows.append(row(what, claim, value, len(values), len(values), unit))
     return rows

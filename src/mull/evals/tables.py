@@ -72,17 +72,21 @@ def _in_order(columns: Iterable[str]) -> list[str]:
 
 
 def _short(row: evidence.Row, column: str) -> str:
-    """ "61.3 (58–64)" for shares in per cent, "+3.1 (-0.4 to +6.6)" for points; else the quantity, whose unit is left out
-    where the column is named so."""
+    """ "61.3 (58–64)" for shares in per cent, "+3.1 (-0.4 to +6.6)" for points; else the quantity, without its unit if
+    the column is named so."""
     value, low, high, unit = row["value"], row["low"], row["high"], row["unit"]
     if unit not in ("share", "points"):
         text = quantity(value, unit)
         return text.removesuffix(f" {unit}") if unit == column else text
     sign, digits, between = ("+", 1, " to ") if unit == "points" else ("", 0, "–")
-    text = f"{100 * value:{sign}.1f}"
+    text = _percent(value, sign, 1)
     if low is None or high is None:
         return text
-    return f"{text} ({100 * low:{sign}.{digits}f}{between}{100 * high:{sign}.{digits}f})"
+    return f"{text} ({_percent(low, sign, digits)}{between}{_percent(high, sign, digits)})"
+
+
+def _percent(value: float, sign: str, digits: int) -> str:
+    return f"{round(100 * value, digits) + 0.0:{sign}.{digits}f}"  # a rounded -0.0 becomes 0.0
 
 
 def _origins(rows: Sequence[evidence.Row]) -> list[str]:
