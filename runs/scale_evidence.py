@@ -24,7 +24,9 @@ def main() -> None:
 
 
 def row(data: dict[str, Any], claim: str, value: float, low: float | None, high: float | None, n: int, unit: str):
-    about = {"seeds": data["seeds"], "command": COMMAND, "commit": data["commit"], "machine": data["machine"]}
+    about = {"seeds": data["seeds"], "command": COMMAND, "machine": data["machine"]}
+    if data["commit"]:  # a run of code that is in no checkout has none: then it is the table's
+        about["commit"] = data["commit"]
     return {"claim": claim, "value": value, "low": low, "high": high, "n": n, "unit": unit, **about}
 
 

@@ -115,6 +115,7 @@ def test_its_figures_are_evidence():
     of_task = {f["task"]: f["n"] for f in data["fits"]}
     asked = {r["n"] for r in rows["predictions"] if r["claim"].startswith("chain") and "predicted" in r["claim"]}
     assert asked == {of_task["chain"]} != {data["problems"]}, "a task has fewer problems than all together"
+    assert "commit" not in made.row({**data, "commit": ""}, "c", 0.5, 0.4, 0.6, 9, "share"), "evidence.write has one"
 
 
 # --------------------------------------------------------------------------------------------- in a browser
