@@ -1,4 +1,4 @@
-"""Small random models and engines over them, for the engine's tests."""
+"""Small random models, engines over them and requests to those, for the engine's tests."""
 
 import asyncio
 from dataclasses import replace
@@ -6,6 +6,7 @@ from functools import cache
 from tempfile import TemporaryDirectory
 
 import numpy as np
+import pytest
 import torch
 
 from mull.chat import Chat
@@ -26,6 +27,8 @@ FAMILIES = {
     "llama": replace(CONFIG, family="llama", qk_norm=False, num_kv_heads=4, head_dim=32, num_layers=1),
     "mistral": replace(CONFIG, family="mistral", qk_norm=False, num_kv_heads=1, sliding_window=(9, None)),
 }
+
+BOTH = pytest.mark.parametrize("torch_pages", [False, True], ids=["native", "torch"])
 
 
 @cache
@@ -72,6 +75,18 @@ def crowd(sampler, jobs) -> list[Completion]:
 def prompts(n: int, seed: int = 0, shortest: int = 1, longest: int = 50) -> list[list[int]]:
     rng = np.random.default_rng(seed)
     return [rng.integers(0, 256, rng.integers(shortest, longest)).tolist() for _ in range(n)]
+
+
+def jobs(n: int, seed: int = 0, **options) -> list:
+    """For `crowd`: each with a seed of its own."""
+    options = {"max_tokens": 30, **options}
+    return [(p, SamplingParams(**{**options, "seed": 100 + i})) for i, p in enumerate(prompts(n, seed))]
+
+
+async def started(made, steps: int) -> None:
+    """Waits for the engine's first `steps` steps."""
+    while made.steps < steps:
+        await asyncio.sleep(0)
 
 
 def full_logprobs(built: Transformer, prefix, completion: Completion) -> torch.Tensor:

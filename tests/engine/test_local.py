@@ -1,40 +1,21 @@
-"""The local engine: what it samples is what a full forward pass says, whatever shares the batch, the memory or the
-prefix; and nothing that ends, fails or is withdrawn leaves anything behind."""
+"""The local engine: what it samples is what a full forward pass says, whatever shares the batch, heard as it comes and
+ended where it was asked to."""
 
 import asyncio
-import gc
-import mmap
-import weakref
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
 from mull.chat import Chat
-from mull.engine import memory
 from mull.engine.pages import PAGE
 from mull.engine.sampler import derive_seed
 from mull.errors import StopReason, UserError
-from mull.learn import optim
 from mull.types import SamplingParams
-from tests.engine.small import CONFIG, FAMILIES, ask, chat, crowd, engine, idle, model, prompts, turns, worst_gap
+from tests.engine.small import BOTH, CONFIG, FAMILIES, ask, chat, crowd, engine, idle, jobs, model, prompts, worst_gap
 
-BOTH = pytest.mark.parametrize("torch_pages", [False, True], ids=["native", "torch"])
-
-
-def jobs(n: int, seed: int = 0, **options) -> list:
-    options = {"max_tokens": 30, **options}
-    return [(p, SamplingParams(**{**options, "seed": 100 + i})) for i, p in enumerate(prompts(n, seed))]
-
-
-async def started(made, steps: int) -> None:
-    while made.steps < steps:
-        await asyncio.sleep(0)
-
-
-# ------------------------------------------------------------------------------------------ the right tokens
+# ----------------------------------------------------------------------------------------------------- the right tokens
 
 
 @BOTH
@@ -79,6 +60,14 @@ def test_n_samples_have_seeds_of_their_own():
     assert derive_seed(5, 0) != derive_seed(5, 1)
 
 
+def test_several_calls_draw_what_one_would_have():
+    made = engine()
+    whole = ask(made, prompts(1)[0], n=5, max_tokens=12, seed=7)
+    parts = [ask(made, prompts(1)[0], n=n, max_tokens=12, seed=7, first=first) for first, n in ((0, 2), (2, 3))]
+    assert [c.tokens for c in whole] == [c.tokens for part in parts for c in part]
+    assert len({c.tokens for c in whole}) > 1
+
+
 def test_greedy_takes_the_likeliest_token():
     built, [prefix] = model(), prompts(1)
     [c] = ask(engine(built), prefix, temperature=0.0, max_tokens=8, seed=1)
@@ -107,130 +96,7 @@ def test_chunks_of_a_prompt_change_nothing():
         assert [c.cost.prefill_tokens for c in chunked] == [c.cost.prefill_tokens for c in whole]
 
 
-# ------------------------------------------------------------------------------------------ sharing
-
-
-@pytest.mark.parametrize("length", [2, PAGE - 1, PAGE, PAGE + 1, 45])
-def test_samples_of_one_prompt_read_it_once(length):
-    prefix = prompts(1, shortest=45, longest=46)[0][:length]
-    made = engine()
-    made._end[:] = False
-    costs = [c.cost for c in ask(made, prefix, n=16, max_tokens=2)]
-    assert sorted(c.prefill_tokens for c in costs) == [1] * 15 + [length], "but for its last token: each needs logits"
-    assert sum(c.cached_tokens for c in costs) == 15 * (length - 1)
-    assert made.step_rows == length + 15 + 16, "and each sample but its last token"
-
-
-def test_new_weights_raise_the_version_and_leave_no_stale_prefix():
-    [prefix] = prompts(1, shortest=45, longest=46)
-
-    def through_data(built):
-        built.layers[0].qkv.weight.data.mul_(1.5)
-
-    def in_place(built):
-        with torch.no_grad():
-            built.layers[0].qkv.weight.mul_(1.5)
-
-    def loaded(built):
-        built.load_state_dict(model(seed=1).state_dict())
-
-    def stepped(optimizer):
-        def change(built):
-            built.logits(built.embedding(torch.tensor([1]))).square().sum().backward()
-            optim.step(built, optimizer(built), 0.01)
-
-        return change
-
-    def muon(built):
-        return optim.muon(built, 0.01)
-
-    def adamw(built):
-        return optim.adamw(built, 0.01)
-
-    for change in (through_data, in_place, loaded, stepped(adamw), stepped(muon)):
-        built = model()
-        made = engine(built, policy_version=3)
-        assert ask(made, prefix)[0].policy_version == 3
-        assert ask(made, prefix)[0].cost.cached_tokens == 44
-        change(built)
-        [c] = ask(made, prefix)
-        assert c.policy_version == made.policy_version == 4 and c.cost.cached_tokens == 0
-        assert worst_gap(built, prefix, c) < 1e-5
-        assert ask(made, prefix)[0].policy_version == 4, "and only once"
-        made.restore_version(9)
-        [c] = ask(made, prefix)
-        assert (c.policy_version, c.cost.cached_tokens) == (9, 0)
-
-
-@pytest.mark.parametrize("fused", [True, False])
-def test_weights_that_change_under_a_running_request_are_an_error(fused):
-    built = model()
-    made = engine(built)
-    optimizer = torch.optim.AdamW(built.parameters(), lr=0.1, fused=fused)
-
-    async def run():
-        task = asyncio.create_task(made.sample([1, 2, 3], SamplingParams(max_tokens=50)))
-        await started(made, steps=3)
-        with pytest.raises(RuntimeError, match="requests were running"):
-            made.restore_version(5)
-        for p in built.parameters():
-            p.grad = torch.ones_like(p)
-        optimizer.step()
-        with pytest.raises(RuntimeError, match="weights changed"):
-            await task
-        return await made.sample([1, 2, 3], SamplingParams(max_tokens=5))
-
-    [c] = asyncio.run(run())
-    assert c.policy_version == 1 and idle(made)
-    assert worst_gap(built, [1, 2, 3], c) < 1e-5
-
-
-# ------------------------------------------------------------------------------------------ memory
-
-
-@BOTH
-def test_a_tiny_pool_gives_the_same_tokens_with_preemption(torch_pages):
-    built = model()
-    work = [
-        (prefix, replace(params, forced=(9,) * (i % 3), **({"top_p": 0.9} if i % 2 else {})))
-        for i, (prefix, params) in enumerate(jobs(16, max_tokens=60))
-    ]
-    small, large = (engine(built, pages=pages, torch_pages=torch_pages) for pages in (12, 400))
-    tight, roomy = crowd(small, work), crowd(large, work)
-    assert small.preemptions > 5 and large.preemptions == 0
-    for (prefix, params), a, b in zip(work, tight, roomy, strict=True):
-        assert a.tokens == b.tokens and a.stop == b.stop and a.forced == b.forced
-        assert a.logprobs == pytest.approx(b.logprobs, abs=1e-5)
-        assert worst_gap(built, prefix, a) < 1e-5
-        assert (a.kept is None) == (b.kept is None) == (params.top_p == 1)
-        for one, other in zip(a.kept or (), b.kept or (), strict=True):
-            assert one.tolist() == other.tolist()
-        assert a.cost.sampled_tokens == b.cost.sampled_tokens == len(a.tokens) - a.forced
-        assert a.cost.prefill_tokens + a.cost.cached_tokens == len(prefix) + a.forced
-    assert sum(c.cost.flops for c in tight) > sum(c.cost.flops for c in roomy), "computing it again is not free"
-    assert idle(small) and idle(large)
-
-
-def test_groups_that_share_prompts_finish_in_a_tiny_pool():
-    """Twins wait for each other's pages while memory is short: nobody may wait for ever."""
-    made = engine(pages=9, max_sequences=3)
-    shared = prompts(1, shortest=60, longest=61)[0]
-    work = [(shared[: 30 + i], SamplingParams(max_tokens=60, seed=i)) for i in range(20)]
-    work += [(shared, SamplingParams(max_tokens=60, seed=5))] * 4
-    found = crowd(made, work)
-    assert len({c.tokens for c in found[-4:]}) == 1 and idle(made)
-
-
-def test_one_request_may_fill_the_whole_pool():
-    made = engine(pages=2)
-    [c] = ask(made, [1] * 10, max_tokens=2 * PAGE - 10, stop_tokens=(), seed=4)
-    assert len(c.tokens) == 2 * PAGE - 10 or c.stop is StopReason.STOP
-    [c] = ask(made, [1] * PAGE, max_tokens=PAGE, forced=tuple(range(PAGE)))
-    assert c.tokens == tuple(range(PAGE))
-    with pytest.raises(UserError, match="memory pages"):
-        ask(made, [1] * 10, max_tokens=2 * PAGE - 8)
-    with pytest.raises(UserError, match="not one page"):
-        engine(pages=0)
+# ------------------------------------------------------------------------------------------------------------- watching
 
 
 def test_who_watches_hears_every_sampled_token_once_and_in_time():
@@ -275,7 +141,7 @@ async def _enough(made, prefix, params, at):
     return await made.sample(prefix, params, 3, watch)
 
 
-# ------------------------------------------------------------------------------------------ ends
+# ----------------------------------------------------------------------------------------------------------------- ends
 
 
 def test_forced_tokens_are_scored_and_never_exceed_the_limit():
@@ -354,177 +220,7 @@ def script(built, sequence) -> None:
     built.logits = lambda hidden: table[positions[-1][-len(hidden) :]]
 
 
-# ------------------------------------------------------------------------------------------ leaving
-
-
-def test_cancelling_frees_slots_and_pages_at_once():
-    made = engine(pages=40, max_sequences=6)
-
-    async def run():
-        keep = asyncio.create_task(made.sample([1, 2, 3], SamplingParams(max_tokens=60, seed=1)))
-        gone = [asyncio.create_task(made.sample(p, SamplingParams(max_tokens=60), 3)) for p in prompts(4)]
-        await started(made, steps=3)
-        assert len(made.schedule.order) == 6 and made.schedule.waiting, "some run, some wait"
-        for task in gone:
-            task.cancel()
-        await asyncio.sleep(0)
-        await asyncio.sleep(0)
-        held = made.pool.held, len(made.schedule.order), len(made.schedule.waiting)
-        return held, await keep, await asyncio.gather(*gone, return_exceptions=True)
-
-    (pages, running, waiting), [kept], gone = asyncio.run(run())
-    assert running == 1 and waiting == 0 and pages <= 2
-    assert all(isinstance(g, asyncio.CancelledError) for g in gone)
-    assert idle(made) and kept.tokens == ask(engine(), [1, 2, 3], max_tokens=60, seed=1)[0].tokens
-    assert made.spent.sampled_tokens > kept.cost.sampled_tokens, "what was abandoned is counted"
-    assert made.spent.flops > kept.cost.flops
-
-
-def test_a_cancelled_owner_of_a_shared_prompt_does_not_stop_its_followers():
-    made = engine(max_step_tokens=2)
-    prefix = prompts(1, shortest=60, longest=61)[0]
-
-    async def run():
-        owner = asyncio.create_task(made.sample(prefix, SamplingParams(max_tokens=5)))
-        followers = [asyncio.create_task(made.sample(prefix, SamplingParams(max_tokens=5, seed=i))) for i in (1, 2)]
-        await started(made, steps=3)
-        assert len(made.schedule.order) == 1 and len(made.schedule.waiting) == 2
-        owner.cancel()
-        return await asyncio.wait_for(asyncio.gather(*followers), 20)
-
-    found = asyncio.run(run())
-    assert [c.tokens for [c] in found] == [ask(engine(), prefix, max_tokens=5, seed=i)[0].tokens for i in (1, 2)]
-    assert idle(made)
-
-
-def test_a_failing_step_reaches_everybody_and_leaves_the_engine_usable():
-    built = model()
-    made = engine(built, max_sequences=2)
-    forward, count = built.forward, 0
-
-    def broken(*args):
-        nonlocal count
-        count += 1
-        if count == 5:
-            raise ValueError("the machine caught fire")
-        return forward(*args)
-
-    built.forward = broken  # pyright: ignore[reportAttributeAccessIssue]
-
-    async def run():
-        work = (made.sample(p, SamplingParams(max_tokens=30), 2) for p in prompts(3))
-        failed = await asyncio.gather(*work, return_exceptions=True)
-        assert idle(made)
-        return failed, await made.sample([1, 2], SamplingParams(max_tokens=3))
-
-    failed, [c] = asyncio.run(run())
-    assert [str(f) for f in failed] == ["the machine caught fire"] * 3
-    assert len(c.tokens) == 3 or c.stop is StopReason.STOP
-    assert idle(made)
-
-
-def test_diverged_weights_are_an_error_not_a_sample():
-    built = model()
-    made = engine(built)
-    ask(made, [1, 2], max_tokens=3)
-    with torch.no_grad():
-        built.norm.weight[0] = float("nan")
-    with pytest.raises(FloatingPointError, match="diverged"):
-        ask(made, [1, 2], max_tokens=3)
-    assert idle(made)
-
-
-def test_event_loops_may_follow_one_another_and_leave_work_behind():
-    made = engine()
-    expected = ask(engine(), [1, 2, 3])[0].tokens
-
-    async def abandon():
-        asyncio.get_running_loop().create_task(made.sample([5] * 40, SamplingParams(max_tokens=60), 4))
-        await made.sample([4], SamplingParams(max_tokens=2))
-
-    for _ in range(3):
-        asyncio.run(abandon())
-        assert ask(made, [1, 2, 3])[0].tokens == expected
-        assert idle(made)
-
-    loop = asyncio.new_event_loop()  # closed without cancelling what runs in it, which asyncio.run would do
-    tasks = [loop.create_task(made.sample([5] * 40, SamplingParams(max_tokens=60), 4))]
-    loop.run_until_complete(asyncio.sleep(0))
-    loop.run_until_complete(asyncio.sleep(0))
-    assert made.schedule.busy
-    loop.close()
-    assert ask(made, [1, 2, 3])[0].tokens == expected and idle(made)
-    tasks.extend(asyncio.all_tasks(loop))
-    for task in tasks:
-        task._log_destroy_pending = False  # type: ignore[attr-defined]
-
-    stopped = asyncio.new_event_loop()  # neither closed nor running
-    task = stopped.create_task(made.sample([5] * 40, SamplingParams(max_tokens=60), 4))
-    stopped.run_until_complete(asyncio.sleep(0))
-    assert ask(made, [1, 2, 3])[0].tokens == expected and idle(made)
-    with pytest.raises(asyncio.CancelledError):
-        stopped.run_until_complete(task)
-    stopped.close()
-
-
-def test_an_engine_that_nobody_needs_frees_its_memory_at_once():
-    """Not when Python happens to look for cycles: a page pool is gigabytes, and to Python a small object."""
-
-    def used(how) -> weakref.ref:
-        made = engine()
-        how(made)
-        return weakref.ref(made.memory)
-
-    def alone(made):
-        ask(made, prompts(1)[0])
-
-    def cancelled(made):
-        async def run():
-            work = asyncio.ensure_future(made.sample(prompts(1)[0], SamplingParams(20)))
-            await started(made, 3)
-            work.cancel()
-
-        asyncio.run(run())
-
-    gc.disable()
-    try:
-        assert used(alone)() is None and used(cancelled)() is None
-    finally:
-        gc.enable()
-
-
-@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="reads what the system has mapped from /proc")
-def test_pages_that_were_never_used_cost_no_memory():
-    def mapped() -> int:
-        return int(Path("/proc/self/statm").read_text().split()[1]) * mmap.PAGESIZE
-
-    before = mapped()
-    made = engine(memory_bytes=1 << 30, max_sequences=1 << 14)
-    ask(made, prompts(1)[0])
-    assert made.pool.num_pages * memory.page_bytes(CONFIG, torch.float32) > 500 << 20
-    assert mapped() - before < 200 << 20
-
-
-def test_answered_strategies_ask_again_before_the_next_step():
-    """Two rounds of questions, the second asked through a `gather` inside a `gather`, share their steps."""
-    made = engine()
-
-    async def thought(seed):
-        params = SamplingParams(max_tokens=5, seed=seed)
-        await made.sample([seed], params)
-        await made.sample([seed, 1], params)
-
-    async def question(seed):
-        await asyncio.gather(*(thought(seed + i) for i in range(3)))
-        await asyncio.gather(*(thought(seed + i) for i in range(3)))
-
-    async def run():
-        always_busy = made.sample([99], SamplingParams(max_tokens=4 * 5))  # so that nobody is waited for
-        await asyncio.gather(always_busy, *(question(seed) for seed in range(0, 30, 3)))
-
-    made._end[:] = False
-    asyncio.run(run())
-    assert made.steps == 4 * 5 and turns < 10
+# ------------------------------------------------------------------------------------------------------------- refusals
 
 
 def test_what_cannot_be_done_is_said():
@@ -551,11 +247,3 @@ def test_what_cannot_be_done_is_said():
     with pytest.raises(UserError, match="end tokens"):
         engine(model(replace(CONFIG, vocab_size=256)))
     assert isinstance(chat(), Chat) and np.array_equal(np.flatnonzero(made._end), sorted(chat().end_ids))
-
-
-def test_several_calls_draw_what_one_would_have():
-    made = engine()
-    whole = ask(made, prompts(1)[0], n=5, max_tokens=12, seed=7)
-    parts = [ask(made, prompts(1)[0], n=n, max_tokens=12, seed=7, first=first) for first, n in ((0, 2), (2, 3))]
-    assert [c.tokens for c in whole] == [c.tokens for part in parts for c in part]
-    assert len({c.tokens for c in whole}) > 1
