@@ -71,7 +71,7 @@ def errors(data: dict[str, Any]) -> list[dict[str, Any]]:
     rows = []
     for e in data["errors"]:
         where = f"{name(e['task'])} / {LAWS[e['law']]}"
-        rms = {"value": e["rms"], "low": None, "high": None, "n": e["evaluations"], "unit": "points"}
+        rms = {"value": e["rms"], "low": None, "high": None, "n": e["evaluations"], "unit": "share"}  # no sign
         rows.append({"claim": f"{where} / root mean square", **rms})
         off = {"value": e["off"]["mean"], "low": e["off"]["low"], "high": e["off"]["high"], "n": e["off"]["n"]}
         rows.append({"claim": f"{where} / found minus predicted", **off, "unit": "points"})

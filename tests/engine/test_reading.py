@@ -14,9 +14,7 @@ from mull.models.attention import causal
 from mull.models.flops import causal_context, forward_flops
 from mull.models.transformer import Transformer
 from mull.types import SamplingParams
-from tests.engine.small import CONFIG, FAMILIES, ask, crowd, engine, idle, model, prompts, worst_gap
-
-BOTH = pytest.mark.parametrize("torch_pages", [False, True], ids=["native", "torch"])
+from tests.engine.small import BOTH, CONFIG, FAMILIES, ask, crowd, engine, idle, model, prompts, worst_gap
 
 
 def read(made: LocalEngine, *work) -> list[Reading]:

@@ -10,9 +10,7 @@ import torch
 from mull.engine.local import LocalEngine
 from mull.engine.pages import PAGE
 from mull.types import SamplingParams
-from tests.engine.small import ask, crowd, engine, idle, model, prompts, worst_gap
-
-BOTH = pytest.mark.parametrize("torch_pages", [False, True], ids=["native", "torch"])
+from tests.engine.small import BOTH, ask, crowd, engine, idle, model, prompts, worst_gap
 
 
 def common(a, b) -> int:

@@ -21,7 +21,8 @@ from mull.learn.forward import batch_logprobs
 from mull.learn.pack import pack
 from mull.learn.samples import supervised, truncated
 from mull.models import hf
-from mull.recipes.rl import RLConfig, Rollouts, collect, method, rl, shaped_rewards, to_samples
+from mull.recipes.rl import RLConfig, collect, rl, shaped_rewards, to_samples
+from mull.recipes.rollouts import Rollouts
 from mull.tasks.load import load_task
 from tests.recipes.tiny import ENDS, save_tiny
 
@@ -190,7 +191,7 @@ def test_constant_groups_are_dropped_and_replaced(home: Path):
 
 def test_expert_iteration_is_cross_entropy_on_the_right_chains(home: Path):
     cfg = config(home, algorithm="expert", group_size=8, groups=6)
-    chosen = method(cfg)
+    chosen = cfg.method
     chat = Chat.load(cfg.model)
     engine = LocalEngine(hf.load(cfg.model), chat)
     tasks = [load_task(t) for t in cfg.tasks]
@@ -212,7 +213,7 @@ def test_expert_iteration_is_cross_entropy_on_the_right_chains(home: Path):
             loss.backward()
         found.append(torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None]))
     assert found[0].abs().max() > 1e-3 and torch.allclose(found[0], found[1], atol=1e-6)
-    assert not method(config(home)).useless([1.0, 0.0]) and method(config(home)).useless([1.0, 1.0])
+    assert not config(home).method.useless([1.0, 0.0]) and config(home).method.useless([1.0, 1.0])
     assert chosen.useless([0.0, None]) and not chosen.useless([1.0, 1.0])
 
 
@@ -278,11 +279,11 @@ def test_unscorable_answers_are_counted_and_in_no_baseline_and_no_loss(home: Pat
     cfg = replace(cfg, truncated="keep")
     groups = [(trace, shaped_rewards(cfg, [trace], None)) for trace, _ in got.groups]  # type: ignore[arg-type]
     assert any(None in rewards for _, rewards in groups)
-    values = method(cfg).advantages([rewards for _, rewards in groups])
+    values = cfg.method.advantages([rewards for _, rewards in groups])
     for (trace, rewards), group in zip(groups, values, strict=True):
         assert [a is None for a in group] == [r is None for r in rewards] == [v.correct is None for v in trace.verdicts]
         assert sum(a for a in group if a is not None) == pytest.approx(0, abs=1e-9)
-    todo = to_samples(cfg, method(cfg), Rollouts(groups))
+    todo = to_samples(cfg, cfg.method, Rollouts(groups))
     assert len(todo) == sum(r is not None for _, rewards in groups for r in rewards)
     run = replace(cfg, out=tmp_path / "run", steps=1)
     rl(run, mode="quiet")
@@ -305,10 +306,10 @@ def test_what_happens_to_truncated_chains(home: Path):
         assert all(r == 0.0 for r, c in zip(paid["zero"], cut, strict=True) if c)
         assert all(r is None for r, c in zip(paid["leave_out"], cut, strict=True) if c)
         assert paid["mask"] == paid["keep"], "the reward counts in the baseline"
-        by = {p: to_samples(c := config(home, truncated=p), method(c), Rollouts([(trace, paid[p])])) for p in paid}
+        by = {p: to_samples(c := config(home, truncated=p), c.method, Rollouts([(trace, paid[p])])) for p in paid}
         assert len(by["keep"]) == len(by["zero"]) == len(cut)
         assert len(by["leave_out"]) == len(by["mask"]) == cut.count(False)
-        whole = method(config(home)).advantages([paid["keep"]])[0]
+        whole = config(home).method.advantages([paid["keep"]])[0]
         kept = [a for a, c in zip(whole, cut, strict=True) if not c]
         assert [max(s.advantages, key=abs) for s in by["mask"]] == pytest.approx(kept)
 

@@ -39,15 +39,17 @@ from mull.evals.collapse import CollapseDetector, scan
 from mull.evals.evaluate import held_out, thought_tokens
 from mull.evals.grade import grade
 from mull.learn import advantages, gae, losses, optim, prime, samples
+from mull.learn.algorithms import Method
 from mull.learn.process import Form
 from mull.ledger import Budget, Ledger
 from mull.models import hf
 from mull.models.compiled import compile_layers
 from mull.models.flops import train_flops
+from mull.models.nano import model_folder
 from mull.models.transformer import Transformer
 from mull.models.value import ValueModel
 from mull.progress import Mode, Progress
-from mull.recipes import credit, rl
+from mull.recipes import credit, rl, rollouts
 from mull.recipes.credit import Chains, Credit
 from mull.runfolder import RunFolder
 from mull.scorers.base import Scorer
@@ -216,7 +218,7 @@ def learn(
 ) -> dict[str, float]:
     """PPO's clipped loss over all tokens of the step, `epochs` times `minibatches` optimiser steps."""
     clipped = functools.partial(losses.ppo_clip, low=cfg.clip_low, high=cfg.clip_high)
-    ppo = rl.Method(lambda groups: [list(group) for group in groups], clipped, losses.token_mean)
+    ppo = Method(lambda groups: [list(group) for group in groups], clipped, losses.token_mean)
     passes = replace(cfg, minibatches=cfg.minibatches * cfg.epochs)
     return rl.learn(cast(Any, passes), ppo, model, optimizer, reference, list(todo) * cfg.epochs, lr)
 
@@ -245,10 +247,10 @@ def actor_critic(cfg: ActorCriticConfig, command: str = "", resume: bool = False
         torch.set_num_threads(cfg.threads)
     tasks = [load_task(name) for name in cfg.tasks]
     held = held_out(tasks, cfg.levels, cfg.eval_problems, "test", cfg.seed) if cfg.eval_every else []
-    source = rl.model_folder(cfg.model)
+    source = model_folder(cfg.model)
     chat = Chat.load(source)
     model = hf.load(source, device=cfg.device)
-    rl.refuse_impossible(cast(Any, cfg), tasks, chat, model.config.max_positions)
+    rollouts.refuse_impossible(cfg, tasks, chat, model.config.max_positions)
     scorer = load_judge(cfg, chat)
     reference = copy.deepcopy(model).requires_grad_(False) if cfg.kl or cfg.algorithm == "prime" else None
     critic: ValueModel | Transformer | None = None
@@ -282,8 +284,8 @@ def actor_critic(cfg: ActorCriticConfig, command: str = "", resume: bool = False
             done = rl.is_done(cast(Any, cfg), step, ledger)
             while not done:
                 if cfg.eval_every and step == 0:
-                    result = rl.report_eval(cast(Any, cfg), held, engine, chat, ledger)
-                    run.log(0, {"eval": result, **rl.totals(ledger)})
+                    result = rollouts.report_eval(cfg, held, engine, chat, ledger)
+                    run.log(0, {"eval": result, **rollouts.totals(ledger)})
                 began = time.perf_counter()
                 engine.restore_version(step)  # and an empty prefix cache, as a resumed run has it
                 chains = asyncio.run(collect(cfg, tasks, engine, chat, step, kept_share))
@@ -328,10 +330,10 @@ def actor_critic(cfg: ActorCriticConfig, command: str = "", resume: bool = False
                 step += 1
                 kept_share = 0.8 * kept_share + 0.2 * len(chains.groups) / chains.asked
                 metrics = {
-                    **rl.describe(chains, chat),
+                    **rollouts.describe(chains, chat),
                     **made.seen,
                     **seen,
-                    **rl.totals(ledger),
+                    **rollouts.totals(ledger),
                     "lr": lr,
                     "kept_share": kept_share,
                     "rollout_seconds": sampled - began,
@@ -340,8 +342,8 @@ def actor_critic(cfg: ActorCriticConfig, command: str = "", resume: bool = False
                 }
                 metrics["truth"] = metrics["reward"]  # the graders' word, whatever is paid
                 done = rl.is_done(cast(Any, cfg), step, ledger)
-                if cfg.eval_every and (done or rl.is_evaluated(step, cast(Any, cfg))):
-                    metrics["eval"] = rl.report_eval(cast(Any, cfg), held, engine, chat, ledger)
+                if cfg.eval_every and (done or rollouts.is_evaluated(step, cfg.eval_every)):
+                    metrics["eval"] = rollouts.report_eval(cfg, held, engine, chat, ledger)
                 run.log(step, metrics)
                 if alarm := detector.update(
                     step, metrics["reward"], metrics.get("entropy"), metrics["length"], metrics["truncated"]
@@ -352,7 +354,7 @@ def actor_critic(cfg: ActorCriticConfig, command: str = "", resume: bool = False
                     progress.say(f"no answer of step {step} could be judged: {why}", important=True)
                 progress.update(step, **{key: metrics.get(key) for key in SHOWN})
                 shown = chains.traces[step % len(chains.traces)]
-                run.add_traces(step, [rl.trace_row(shown, chat)])
+                run.add_traces(step, [rollouts.trace_row(shown, chat)])
                 thought, answer, _ = chat.split(thought_tokens(shown, shown.leaves[0]))
                 progress.sample(shown.question.text, thought, answer, shown.verdicts[0].correct)
                 if step % cfg.checkpoint_every == 0 or done:

@@ -24,6 +24,7 @@ from mull.models import hf
 from mull.models.compiled import compile_layers
 from mull.recipes import rl
 from mull.recipes.bench_worker import Pipe, Round, read_work, serve
+from mull.recipes.rollouts import Rollouts
 from mull.search.sample import Decoding, sample
 from mull.tasks.load import load_task
 from mull.types import SamplingParams
@@ -72,7 +73,7 @@ def rl_step(work: dict[str, Any], setting: dict[str, Any]) -> tuple[LocalEngine,
     model = hf.load(work["model"])
     optimizer = optim.adamw(model, cfg.lr, cfg.weight_decay)
     engine = LocalEngine(model, chat, cfg.max_sequences)
-    chosen = rl.method(cfg)
+    chosen = cfg.method
     if cfg.compile:
         compile_layers(model)
 
@@ -89,7 +90,7 @@ def rl_step(work: dict[str, Any], setting: dict[str, Any]) -> tuple[LocalEngine,
 
     def run(number: int) -> dict[str, Any]:
         groups = asyncio.run(sample_set(number))
-        todo = rl.to_samples(cfg, chosen, rl.Rollouts(groups, traces=[trace for trace, _ in groups]))
+        todo = rl.to_samples(cfg, chosen, Rollouts(groups, traces=[trace for trace, _ in groups]))
         rl.learn(cfg, chosen, model, optimizer, None, todo, cfg.lr)
         rewards = [reward or 0.0 for _, values in groups for reward in values]
         return {"tokens": sum(sum(s.mask) for s in todo), "chains": len(todo), "rewarded": int(sum(rewards))}

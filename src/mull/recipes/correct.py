@@ -54,7 +54,7 @@ from mull.models.flops import train_flops
 from mull.models.nano import model_folder
 from mull.models.transformer import Transformer
 from mull.progress import Mode, Progress
-from mull.recipes.rl import totals
+from mull.recipes.rollouts import levels_of, totals
 from mull.runfolder import RunFolder
 from mull.search.sample import Decoding, sample
 from mull.search.turns import INSTRUCTION, attempts, bridge, two_turns
@@ -254,12 +254,7 @@ def refuse_impossible(cfg: CorrectConfig, tasks: Sequence[Checked], chat: Chat, 
     assert chat.think_open and chat.think_close  # or UserError
     between = len(bridge(chat, cfg.instruction)) + 1
     for task in tasks:
-        levels = [level for level in cfg.levels if level in task.levels]
-        if not levels:
-            raise UserError(
-                f"the task {task.name} has no level among {list(cfg.levels)}: its levels are {list(task.levels)}"
-            )
-        for level in levels:
+        for level in levels_of(task, cfg.levels):
             prompt = len(chat.prompt(next(task.stream(level, "train", cfg.seed)).question.text))
             needed = prompt + 2 * (cfg.think_tokens + cfg.answer_tokens) + between
             if needed > context:

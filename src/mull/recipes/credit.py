@@ -35,7 +35,7 @@ from mull.learn.paths import Path, path_of
 from mull.models.flops import train_flops
 from mull.models.transformer import Transformer
 from mull.models.value import ValueModel
-from mull.recipes import rl
+from mull.recipes import rollouts
 from mull.scorers.base import Scorer
 from mull.tasks.base import Checked
 from mull.types import Cost, Problem, Sample, SamplingParams
@@ -47,7 +47,7 @@ Dense = list[list[list[tuple[int, float]]]]  # by group and leaf, (end, reward)
 
 
 @dataclass(repr=False)  # asyncio.run spells out what it returns (Python 3.11)
-class Chains(rl.Rollouts):
+class Chains(rollouts.Rollouts):
     """One step's chains; `problems[i]` is what group i answered, and the task that can grade more answers."""
 
     problems: list[tuple[Checked, Problem]] = field(default_factory=list)
@@ -76,7 +76,7 @@ class Credit:
     cost: Cost = field(default_factory=Cost)
 
 
-def group_paths(chains: rl.Rollouts) -> list[list[Path]]:
+def group_paths(chains: rollouts.Rollouts) -> list[list[Path]]:
     return [[path_of(trace, leaf) for leaf in trace.leaves] for trace, _ in chains.groups]
 
 
@@ -87,7 +87,9 @@ def mean(numbers: Sequence[float]) -> float | None:
 # ------------------------------------------------------------------------------------------- a value head
 
 
-def by_values(cfg: ActorCriticConfig, critic: ValueModel, chains: rl.Rollouts, dense: Dense | None = None) -> Credit:
+def by_values(
+    cfg: ActorCriticConfig, critic: ValueModel, chains: rollouts.Rollouts, dense: Dense | None = None
+) -> Credit:
     """GAE over the critic's values of the outcomes, plus the dense rewards where there are any."""
     out = Credit([])
     paid: list[float] = []
@@ -151,7 +153,7 @@ def learn_values(
 
 
 async def by_steps(
-    cfg: ActorCriticConfig, scorer: Scorer, chat: Chat, chains: rl.Rollouts, step: int
+    cfg: ActorCriticConfig, scorer: Scorer, chat: Chat, chains: rollouts.Rollouts, step: int
 ) -> tuple[Dense, dict[str, Any], Cost]:
     """Step rewards of every chain: what the scorer says where a step ends. `scorer` is the mean score of whole chains,
     `steps` how many steps they have, `process` what they are paid for them."""
@@ -255,7 +257,7 @@ def completer(
 # ------------------------------------------------------------------------------------- implicit rewards
 
 
-def by_implicit(cfg: ActorCriticConfig, phi: Transformer, reference: Transformer, chains: rl.Rollouts) -> Credit:
+def by_implicit(cfg: ActorCriticConfig, phi: Transformer, reference: Transformer, chains: rollouts.Rollouts) -> Credit:
     """PRIME: token rewards from phi against the reference, leave-one-out in both streams. `scorer` is the mean
     probability of being right that phi gives a chain, before it learns from it."""
     out = Credit([])

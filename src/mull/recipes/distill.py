@@ -56,7 +56,7 @@ from mull.models.nano import model_folder
 from mull.models.transformer import Transformer
 from mull.progress import Mode, Progress
 from mull.recipes.dpo import in_epochs, measured
-from mull.recipes.rl import refuse_impossible
+from mull.recipes.rollouts import refuse_impossible
 from mull.recipes.search_data import searched, tools_of
 from mull.recipes.sft import spent
 from mull.runfolder import RunFolder
@@ -150,7 +150,7 @@ def distill(cfg: DistillConfig, command: str = "", resume: bool = False, mode: M
             "give fewer layers or a smaller width, or raise most_share"
         )
     context = min(teacher.config.max_positions, student.config.max_positions)
-    refuse_impossible(cfg, tasks, chat, context)  # type: ignore[arg-type]
+    refuse_impossible(cfg, tasks, chat, context)
     make = optim.muon if cfg.optimizer == "muon" else optim.adamw
     optimizers = make(student, cfg.lr, cfg.weight_decay)
     optimizers = optimizers if isinstance(optimizers, list) else [optimizers]

@@ -49,7 +49,7 @@ from mull.models.flops import train_flops
 from mull.models.nano import model_folder
 from mull.models.transformer import Transformer
 from mull.progress import Mode, Progress
-from mull.recipes.rl import refuse_impossible
+from mull.recipes.rollouts import refuse_impossible
 from mull.recipes.search_data import searched, tools_of
 from mull.recipes.sft import spent
 from mull.runfolder import RunFolder
@@ -135,7 +135,7 @@ def dpo(cfg: DPOConfig, command: str = "", resume: bool = False, mode: Mode = "a
     source = model_folder(cfg.model)
     chat = Chat.load(source)
     model = hf.load(source, device=cfg.device)
-    refuse_impossible(cfg, tasks, chat, model.config.max_positions)  # type: ignore[arg-type]
+    refuse_impossible(cfg, tasks, chat, model.config.max_positions)
     tools = tools_of(Source(cfg.model, scorer=cfg.scorer, critic=cfg.critic, device=cfg.device))
     tools.bind(named(cfg.strategy), tasks[0].canonical)  # or UserError, before anything is written
     reference = None

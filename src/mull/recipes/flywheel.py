@@ -66,7 +66,7 @@ from mull.recipes.flywheel_data import (
 )
 from mull.recipes.flywheel_report import exported, reported, spent, totals, write_report
 from mull.recipes.flywheel_rule import Turn
-from mull.recipes.rl import refuse_impossible
+from mull.recipes.rollouts import refuse_impossible
 from mull.recipes.search_data import tools_of
 from mull.runfolder import RunFolder
 from mull.scorers.confidence import Confidence
@@ -167,7 +167,7 @@ def flywheel(cfg: FlywheelConfig, command: str = "", resume: bool = False, mode:
     source = model_folder(cfg.model)
     chat = Chat.load(source)
     model = hf.load(source, device=cfg.device)
-    refuse_impossible(cfg, tasks, chat, model.config.max_positions)  # type: ignore[arg-type]
+    refuse_impossible(cfg, tasks, chat, model.config.max_positions)
     tools = tools_on(cfg, source, model, chat)
     strategies = {task.name: tools.bind(named(cfg.strategy), task.canonical) for task in tasks}
     if "parquet" in cfg.export and importlib.util.find_spec("pyarrow") is None:

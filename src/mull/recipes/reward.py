@@ -19,7 +19,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
 import torch
 
@@ -45,7 +45,7 @@ from mull.progress import Mode, Progress
 from mull.recipes import reward_data as data
 from mull.recipes.reward_eval import measured
 from mull.recipes.reward_lessons import Lesson, lessons, tokens_of
-from mull.recipes.rl import refuse_impossible
+from mull.recipes.rollouts import refuse_impossible
 from mull.recipes.sft import spent
 from mull.runfolder import RunFolder
 from mull.tasks.load import load_task
@@ -125,7 +125,7 @@ def reward(cfg: RewardConfig, command: str = "", resume: bool = False, mode: Mod
         raise UserError(f"{start} has another tokenizer than {source}, whose tokens it is to judge")
     body = deepen(hf.load(start, device=cfg.device), cfg.more_layers, cfg.seed)
     model = body if cfg.kind == "critic" else ValueModel(body, cfg.seed)
-    refuse_impossible(cast(Any, cfg), tasks, chat, min(policy.config.max_positions, body.config.max_positions))
+    refuse_impossible(cfg, tasks, chat, min(policy.config.max_positions, body.config.max_positions))
     optimizer = optim.adamw(model, cfg.lr, cfg.weight_decay)
     ledger = Ledger()
     step = 0

@@ -15,29 +15,29 @@ from __future__ import annotations
 
 import asyncio
 import copy
-import functools
 import random
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 
 from mull import config as configs
 from mull.chat import Chat
-from mull.chat.effort import Effort, ask, asked, parted
+from mull.chat.effort import Effort, ask
 from mull.engine import native
 from mull.engine.local import LocalEngine
 from mull.engine.sampler import Sampler, derive_seed
 from mull.engine.together import together
 from mull.errors import UserError
 from mull.evals.collapse import CollapseDetector, scan
-from mull.evals.evaluate import Evaluation, evaluate, held_out, thought_tokens
+from mull.evals.evaluate import held_out, thought_tokens
 from mull.evals.grade import grade
 from mull.learn import advantages, length, losses, optim, samples, shaping
 from mull.learn.advantages import Rewards, constant
+from mull.learn.algorithms import Algorithm, Method, method
 from mull.learn.forward import batch_logprobs
 from mull.learn.pack import pack, to_device
 from mull.ledger import Budget, Ledger
@@ -47,13 +47,20 @@ from mull.models.flops import train_flops
 from mull.models.nano import model_folder
 from mull.models.transformer import Transformer
 from mull.progress import Mode, Progress
+from mull.recipes.rollouts import (
+    Rollouts,
+    describe,
+    is_evaluated,
+    refuse_impossible,
+    report_eval,
+    totals,
+    trace_row,
+)
 from mull.runfolder import RunFolder
 from mull.search.sample import Decoding, sample
 from mull.tasks.base import Checked
 from mull.tasks.load import load_task
 from mull.types import Cost, Sample, Trace
-
-Algorithm = Literal["mull", "grpo", "dr_grpo", "rloo", "reinforce_pp", "dapo", "cispo", "gspo", "expert"]
 
 
 @dataclass(frozen=True)
@@ -128,52 +135,13 @@ class RLConfig:
         """What evaluations ask for, where the model learns to be asked: as much as it was ever asked for."""
         return None if not self.asks_for_length else "high" if self.effort_words else self.wanted[1]
 
-
-# ------------------------------------------------------------------------------------ what an algorithm is
-
-
-@dataclass(frozen=True)
-class Method:
-    """An algorithm, as four choices: rewards to advantages, the policy loss, how token losses are averaged, and which
-    groups teach nothing."""
-
-    advantages: Callable[[list[Rewards]], list[advantages.Advantages]]
-    policy: losses.PolicyLoss
-    aggregate: losses.Aggregate
-    useless: Callable[[Rewards], bool] = constant
+    @property
+    def method(self) -> Method:
+        longest = self.think_tokens + self.answer_tokens
+        return method(self.algorithm, self.ratio_cap, self.clip_low, self.clip_high, longest)
 
 
-def method(cfg: RLConfig) -> Method:
-    """The choices that a name stands for; docs/methods and each function's docstring name the paper."""
-
-    def each(f: Callable[[Rewards], advantages.Advantages]):
-        return lambda groups: [f(group) for group in groups]
-
-    truncated = functools.partial(losses.truncated_ratio, cap=cfg.ratio_cap)
-    high = cfg.clip_high if cfg.clip_high is not None else 0.28 if cfg.algorithm == "dapo" else 0.2
-    clipped = functools.partial(losses.ppo_clip, low=cfg.clip_low, high=high)
-    by_length = functools.partial(losses.constant_length, length=cfg.think_tokens + cfg.answer_tokens)
-    mean = advantages
-    match cfg.algorithm:
-        case "mull":
-            return Method(each(mean.mean_centred), truncated, losses.token_mean)
-        case "grpo":
-            return Method(each(mean.grpo), clipped, losses.sequence_mean)
-        case "dr_grpo":
-            return Method(each(mean.mean_centred), clipped, by_length)
-        case "rloo":
-            return Method(each(mean.rloo), truncated, by_length)
-        case "reinforce_pp":
-            return Method(mean.reinforce_pp_baseline, clipped, losses.token_mean)
-        case "dapo":
-            return Method(each(mean.grpo), clipped, losses.token_mean)
-        case "cispo":
-            return Method(each(mean.grpo), functools.partial(losses.cispo, cap=cfg.ratio_cap), losses.token_mean)
-        case "gspo":
-            return Method(each(mean.grpo), losses.gspo, losses.sequence_mean)
-        case "expert":  # weight 1 whatever the ratio: cross-entropy on the right chains
-            likelihood = functools.partial(losses.cispo, floor=1.0, cap=1.0)
-            return Method(each(mean.positive), likelihood, losses.token_mean, lambda rewards: not any(rewards))
+# ------------------------------------------------------------------------------------------------ rewards
 
 
 def shaped_rewards(cfg: RLConfig, traces: Sequence[Trace], rng: random.Random) -> list[float | None]:
@@ -210,16 +178,6 @@ def shaped_by_length(cfg: RLConfig, trace: Trace, rewards: list[float | None], w
 
 
 # ------------------------------------------------------------------------------------------------ rollouts
-
-
-@dataclass(repr=False)  # asyncio.run spells out what it returns (Python 3.11): every token of every chain, for nothing
-class Rollouts:
-    """One step's chains: the groups to learn from, and what was seen on the way."""
-
-    groups: list[tuple[Trace, list[float | None]]]  # mixed groups: one trace with a leaf per chain, and rewards
-    asked: int = 0
-    constant: int = 0
-    traces: list[Trace] = None  # type: ignore[assignment]  # all of them, constant groups included
 
 
 async def collect(
@@ -323,27 +281,6 @@ MAY_CHANGE = ("steps", "trained_tokens", "sampled_tokens", "flops", "threads", "
 SHOWN = ("reward", "length", "truncated", "entropy", "grad_norm")  # in the terminal; metrics.jsonl has everything
 
 
-def refuse_impossible(
-    cfg: RLConfig, tasks: Sequence[Checked], chat: Chat, context: int, effort: Effort | None = None
-) -> None:
-    """What cannot be trained on is a UserError before anything is written: a tokenizer without thought tags, a task
-    without such levels or without problems to train on, and chains that do not fit into the model's context."""
-    assert chat.think_open and chat.think_close  # or UserError
-    for task in tasks:
-        levels = [level for level in cfg.levels if level in task.levels]
-        if not levels:
-            raise UserError(
-                f"the task {task.name} has no level among {list(cfg.levels)}: its levels are {list(task.levels)}"
-            )
-        for level in levels:
-            prompt = len(chat.prompt(asked(next(task.stream(level, "train", cfg.seed)).question.text, effort)))
-            if prompt + cfg.think_tokens + cfg.answer_tokens > context:
-                raise UserError(
-                    f"a prompt of {task.name} level {level} ({prompt} tokens), think_tokens={cfg.think_tokens} and "
-                    f"answer_tokens={cfg.answer_tokens} do not fit into the model's context of {context}: lower them"
-                )
-
-
 def rl(cfg: RLConfig, command: str = "", resume: bool = False, mode: Mode = "auto") -> Path:
     """Trains; returns the folder of the trained model.
 
@@ -359,7 +296,7 @@ def rl(cfg: RLConfig, command: str = "", resume: bool = False, mode: Mode = "aut
     model = hf.load(source, device=cfg.device)
     refuse_impossible(cfg, tasks, chat, model.config.max_positions, cfg.most_effort)
     reference = copy.deepcopy(model).requires_grad_(False) if cfg.kl else None
-    chosen = method(cfg)
+    chosen = cfg.method
     optimizer = optim.adamw(model, cfg.lr, cfg.weight_decay)
     ledger, detector = Ledger(), CollapseDetector()
     step, mixed_share = 0, 0.5
@@ -421,7 +358,7 @@ def rl(cfg: RLConfig, command: str = "", resume: bool = False, mode: Mode = "aut
                     "tokens_per_second": cost.sampled_tokens / (trained - started),
                 }
                 done = is_done(cfg, step, ledger)
-                if cfg.eval_every and (done or is_evaluated(step, cfg)):
+                if cfg.eval_every and (done or is_evaluated(step, cfg.eval_every)):
                     metrics["eval"] = report_eval(cfg, held, engine, chat, ledger, cfg.most_effort)
                 run.log(step, metrics)
                 if alarm := detector.update(
@@ -466,76 +403,3 @@ def is_done(cfg: RLConfig, step: int, ledger: Ledger) -> bool:
         (cfg.flops, spent["flops"]),
     )
     return step >= cfg.steps or any(0 < limit <= used for limit, used in limits)
-
-
-def is_evaluated(step: int, cfg: RLConfig) -> bool:
-    """Every `eval_every` steps, and after 1, 2, 4, 8 … steps: the train curve's axis is logarithmic. And at the end."""
-    return step % cfg.eval_every == 0 or step & (step - 1) == 0
-
-
-def describe(rollouts: Rollouts, chat: Chat) -> dict[str, Any]:
-    """What the sampled chains were like. Also under random rewards `reward` is the graders': it is what is watched."""
-    verdicts = [v for t in rollouts.traces for v in t.verdicts]
-    scored = [v.reward for v in verdicts if v.reward is not None]
-    lengths = [len(thought_tokens(t, leaf)) for t in rollouts.traces for leaf in t.leaves]
-    cut = samples.truncated(rollouts.traces)
-    wishes = [(len(thought_tokens(t, leaf)), parted(t.question.text)[1]) for t in rollouts.traces for leaf in t.leaves]
-    errors = [abs(n - wish) / wish for n, wish in wishes if isinstance(wish, int)]
-    by_task: dict[str, list[float]] = {}
-    for trace in rollouts.traces:
-        by_task.setdefault(trace.question.task, []).extend(v.reward for v in trace.verdicts if v.reward is not None)
-    return {
-        "reward": sum(scored) / len(scored) if scored else None,
-        "reward_by_task": {name: sum(values) / len(values) for name, values in sorted(by_task.items()) if values},
-        "length": sum(lengths) / len(lengths),
-        **({"length_error": sum(errors) / len(errors)} if errors else {}),  # |n - wanted| / wanted
-        "truncated": sum(cut) / len(cut),
-        "unscorable": len(verdicts) - len(scored),
-        "asked": rollouts.asked,
-        "constant_groups": rollouts.constant / rollouts.asked,
-        "groups": len(rollouts.groups),
-    }
-
-
-def totals(ledger: Ledger) -> dict[str, float]:
-    """The x-axis of the train curve: what training has cost so far, evaluations not counted."""
-    spent = sum((cost for phase, cost in ledger.phases.items() if phase != "evaluation"), Cost())
-    return {"flops": spent.flops, "total_sampled_tokens": spent.sampled_tokens, "trained_tokens": spent.trained_tokens}
-
-
-def report_eval(
-    cfg: RLConfig, held: list, sampler: Sampler, chat: Chat, ledger: Ledger, effort: Effort | None = None
-) -> dict[str, Any]:
-    """pass@1 on the held-out problems, over all and by task, with intervals; and each problem's own share of right
-    samples (None: no sample could be judged), for what needs problems to resample."""
-    started = time.perf_counter()
-    budget = Budget(think_tokens=cfg.think_tokens, answer_tokens=cfg.answer_tokens, samples=cfg.eval_samples)
-    evaluation: Evaluation = asyncio.run(evaluate(held, sampler, chat, budget, seed=cfg.seed, effort=effort))
-    ledger.charge("evaluation", evaluation.cost + Cost(seconds=time.perf_counter() - started))
-    names = dict.fromkeys(h.task.name for h in held)
-    return {
-        "all": evaluation.accuracy.as_dict(),
-        "tasks": {name: evaluation.of(name).accuracy.as_dict() for name in names},
-        "rates": {name: problem_rates(evaluation.of(name)) for name in names},
-    }
-
-
-def problem_rates(evaluation: Evaluation) -> dict[str, float | None]:
-    """Question id → the share of its scorable samples that are right."""
-    scored = [[m for m in marks if m is not None] for marks in evaluation.marks]
-    return {
-        held.problem.question.id: sum(marks) / len(marks) if marks else None
-        for held, marks in zip(evaluation.held, scored, strict=True)
-    }
-
-
-def trace_row(trace: Trace, chat: Chat) -> dict[str, Any]:
-    """One group as a line of the run's trace file."""
-    return {
-        "question": trace.question.id,
-        "text": trace.question.text,
-        "chains": [
-            {"text": chat.decode(thought_tokens(trace, leaf)), "correct": verdict.correct, "answer": answer}
-            for leaf, answer, verdict in zip(trace.leaves, trace.answers, trace.verdicts, strict=True)
-        ],
-    }

@@ -79,7 +79,7 @@ class ScaleConfig:
             )
 
     def fitted_steps(self) -> list[int]:
-        """After which steps of the first half the evaluations of the fit are: see `rl.is_evaluated`."""
+        """After which steps of the first half the evaluations of the fit are: see `rollouts.is_evaluated`."""
         at = {s for s in range(1, self.steps + 1) if s % self.rl.eval_every == 0 or s & (s - 1) == 0} | {self.steps}
         return sorted(s for s in at if s >= self.skip_steps)
 

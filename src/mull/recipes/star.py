@@ -49,6 +49,7 @@ from mull.models.flops import train_flops
 from mull.models.nano import model_folder
 from mull.models.transformer import Transformer
 from mull.progress import Mode, Progress
+from mull.recipes.rollouts import levels_of, totals
 from mull.recipes.star_data import ROUND, ask_all, asked_of, drawn, measured, summary
 from mull.runfolder import RunFolder
 from mull.search.sample import Decoding
@@ -163,16 +164,12 @@ def kept(cfg: StarConfig, iteration: int, asked: Sequence[Asked]) -> list[Kept]:
 
 
 def refuse_impossible(cfg: StarConfig, tasks: Sequence[Checked], chat: Chat, context: int) -> None:
-    """UserError, before anything is written, for what cannot be learnt from: see `rl.refuse_impossible`. A question
-    must fit with its hint."""
+    """UserError, before anything is written, for what cannot be learnt from, as `rollouts.refuse_impossible` has it.
+    A question must fit with its hint."""
     assert chat.think_open and chat.think_close
     most = min(context, cfg.micro_tokens)
     for task in tasks:
-        if not (levels := [level for level in cfg.levels if level in task.levels]):
-            raise UserError(
-                f"the task {task.name} has no level among {list(cfg.levels)}: its levels are {list(task.levels)}"
-            )
-        for level in levels:
+        for level in levels_of(task, cfg.levels):
             problem = next(task.stream(level, "train", cfg.seed))
             prompt = len(chat.prompt(problem.question.text)) + len(chat.encode(cfg.hint + problem.reference.answer))
             if prompt + cfg.think_tokens + cfg.answer_tokens > most:
@@ -349,9 +346,3 @@ def look(
     cost = found[0].cost + found[1].cost
     ledger.charge("evaluation", cost + Cost(seconds=time.perf_counter() - started))
     return measured(found[0], chat), measured(found[1], chat)["mean"]
-
-
-def totals(ledger: Ledger) -> dict[str, float]:
-    """What the run has cost so far, evaluations not counted."""
-    spent = sum((cost for phase, cost in ledger.phases.items() if phase != "evaluation"), Cost())
-    return {"flops": spent.flops, "total_sampled_tokens": spent.sampled_tokens, "trained_tokens": spent.trained_tokens}
