@@ -16,9 +16,17 @@ iterations=${ITERATIONS:-16}
 
 learning=(-o lr=3e-3 -o warmup=100 -o step_tokens=2048 -o dtype=bfloat16 -o threads=1)
 
+# The paper's model added one digit. A base does so after 1,000 steps, or it gets half as many more, from the beginning.
 base() { # seed
-    "$bin/mull" pretrain --task runs/star_base.py:Base --seed "$1" --steps 1000 --resume --quiet --out "$out/base-$1" \
-        -o levels=5 -o layers=4 -o width=64 -o threads=1
+    local steps
+    for steps in 1000 1500 2000; do
+        "$bin/mull" pretrain --task runs/star_base.py:Base --seed "$1" --steps "$steps" --resume --quiet \
+            --out "$out/base-$1-$steps" -o levels=5 -o layers=4 -o width=64 -o threads=1
+        ln -sfn "base-$1-$steps" "$out/base-$1"
+        if "$bin/python" runs/star_evidence.py adds "$out/base-$1/model"; then return; fi
+    done
+    echo "seed $1: no base adds one digit" >&2
+    return 1
 }
 
 star() { # arm seed [options]

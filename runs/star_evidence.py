@@ -1,5 +1,6 @@
 """The baseline's data, the longer sums, and the tables of runs/star.sh.
 
+python runs/star_evidence.py adds MODEL         whether a base adds one digit, in 95 of 100 sums
 python runs/star_evidence.py direct RUN SEED    RUN/direct-SEED.jsonl; prints the steps that the baseline gets
 python runs/star_evidence.py longer RUN SEED    RUN/longer-SEED.json: every arm's last model on 1 to 10 digits
 python runs/star_evidence.py table RUN          docs/evidence/star*.json
@@ -28,6 +29,7 @@ from mull.models import hf
 from mull.recipes.star import StarConfig, iteration_file
 from mull.recipes.star_data import measured
 from mull.search.sample import Decoding, sample, sample_forced
+from mull.tasks.base import SPLITS
 from mull.tasks.load import load_task
 
 ARMS = {
@@ -42,6 +44,15 @@ PROBLEMS = 1000  # of the last models' test, over ten lengths
 HELD_OUT = 2026  # the seed of these problems: settings were chosen on others
 COMMAND = "runs/star.sh"
 Marks = dict[str, str]  # by cell ("addition/3"): a letter for each problem, 1 for a right answer
+
+
+def adds(folder: Path) -> float:
+    """The share of right sums among all of one digit, answered greedily."""
+    held = [h for split in SPLITS for h in held_out([load_task("addition")], (1,), 55, split, 0)]
+    chat = Chat.load(folder)
+    engine = LocalEngine(hf.load(folder), chat)
+    budget = Budget(think_tokens=128, answer_tokens=32)
+    return asyncio.run(evaluate(held, engine, chat, budget, sample, Decoding(0.0))).accuracy.mean
 
 
 def direct(run: Path, seed: int) -> int:
@@ -195,6 +206,10 @@ def last(run: Path, seeds: Sequence[int]) -> list[dict[str, Any]]:
 
 if __name__ == "__main__":
     what, folder = sys.argv[1], Path(sys.argv[2])
+    if what == "adds":
+        share = adds(folder)
+        print(f"{folder}: {100 * share:.0f}% of the one-digit sums")
+        sys.exit(share < 0.95)
     if what == "direct":
         print(direct(folder, int(sys.argv[3])))
     elif what == "longer":

@@ -10,13 +10,14 @@ from collections import Counter
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
 
 from mull.tasks.base import split_of
 from mull.tasks.load import load_task
+from tests.recipes.tiny import save_tiny
 
 ROOT = Path(__file__).parent.parent.parent
 
@@ -90,6 +91,26 @@ def test_no_longer_test_problem_is_taught():
         for problem, _ in documents("Base", level, 200):
             a, b = map(int, problem.question.text.partition("\n")[0].removesuffix("=?").split("+"))
             assert split_of(f"{min(a, b)}+{max(a, b)}") == "train"
+
+
+# ------------------------------------------------------------------------------------- what a base must know
+
+
+def test_a_base_is_asked_all_sums_of_one_digit_and_its_share_counts(
+    script: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """A random model adds nothing; one whose answers are known is counted."""
+    assert script.adds(save_tiny(tmp_path / "model")) == 0.0
+    asked: list[Any] = []
+
+    async def evaluate(held: list[Any], *_: Any) -> SimpleNamespace:
+        asked.extend(held)
+        return SimpleNamespace(accuracy=SimpleNamespace(mean=0.5))
+
+    monkeypatch.setattr(script, "evaluate", evaluate)
+    assert script.adds(tmp_path / "model") == 0.5
+    sums = {tuple(sorted(h.problem.question.text.removesuffix("=?").split("+"))) for h in asked}
+    assert len(sums) == 55, "all pairs of digits"
 
 
 # ------------------------------------------------------------------------------------------------- the tables
