@@ -7,8 +7,19 @@ for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):  # before anything imports t
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
+import pytest  # noqa: E402
 from hypothesis import settings  # noqa: E402
 
 # In CI the same examples each time: a gate must say the same thing about the same commit.
 settings.register_profile("mull", deadline=None, derandomize=bool(os.environ.get("CI")))
 settings.load_profile("mull")
+
+
+@pytest.fixture(scope="module")
+def browser():
+    """One Chromium for the tests of a file; those are marked `chromium.needed`."""
+    from tests.evals import chromium
+
+    browser = chromium.Browser(chromium.find())
+    yield browser
+    browser.close()

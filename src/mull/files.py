@@ -31,6 +31,19 @@ def read_jsonl(path: Path) -> Iterator[dict[str, Any]]:
                 raise UserError(f"{path}, line {number}: not valid JSON ({e.msg}): repair or delete the line") from None
 
 
+def read_object(path: Path) -> dict[str, Any]:
+    """A JSON object, empty when the file is absent."""
+    if not path.is_file():
+        return {}
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as e:
+        raise UserError(f"{path} is not valid JSON ({e}): download the model again") from e
+    if not isinstance(content, dict):
+        raise UserError(f"{path} is not a JSON object: download the model again")
+    return content
+
+
 def append_line(fd: int, value: Mapping[str, Any]) -> None:
     """Appends one JSON object and a line end to a file opened with O_APPEND: all of it, or (on an error) nothing."""
     line = memoryview((json.dumps(plain(value), allow_nan=False) + "\n").encode())

@@ -16,6 +16,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome", "chrome-headless-shell")
 FLAGS = (
     "--headless",
@@ -34,6 +36,9 @@ FLAGS = (
 def find() -> str | None:
     """The path of an installed Chromium or Chrome, if there is one."""
     return next((path for name in NAMES if (path := shutil.which(name))), None)
+
+
+needed = pytest.mark.skipif(not find(), reason="no Chromium or Chrome on this machine: the page was not opened")
 
 
 class Browser:

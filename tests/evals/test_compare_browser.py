@@ -12,18 +12,9 @@ from tests.evals.test_compare_page import hostile
 from tests.evals.test_report import HOSTILE
 from tests.evals.test_report_browser import OVERLAPS, click, count, select, text
 
-BINARY = chromium.find()
-pytestmark = pytest.mark.skipif(BINARY is None, reason="no Chromium or Chrome on this machine: the page was not opened")
+pytestmark = chromium.needed
 
 VIEWER = "document.getElementById('tree-canvas').viewer"
-
-
-@pytest.fixture(scope="module")
-def browser():
-    assert BINARY
-    browser = chromium.Browser(BINARY)
-    yield browser
-    browser.close()
 
 
 @pytest.fixture

@@ -12,16 +12,7 @@ from tests.evals import chromium
 from tests.evals.report_fixture import opinion, report
 from tests.evals.test_report import HOSTILE, hostile
 
-BINARY = chromium.find()
-pytestmark = pytest.mark.skipif(BINARY is None, reason="no Chromium or Chrome on this machine: the page was not opened")
-
-
-@pytest.fixture(scope="module")
-def browser():
-    assert BINARY
-    browser = chromium.Browser(BINARY)
-    yield browser
-    browser.close()
+pytestmark = chromium.needed
 
 
 @pytest.fixture

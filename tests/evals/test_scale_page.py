@@ -18,10 +18,6 @@ from tests.evals.scale_fixture import FIRST, SECOND, example_data
 from tests.evals.test_report import ASSETS, HOSTILE, Page
 from tests.evals.test_report_browser import OVERLAPS, count, select, text
 
-BINARY = chromium.find()
-in_a_browser = pytest.mark.skipif(
-    BINARY is None, reason="no Chromium or Chrome on this machine: the page was not opened"
-)
 KEPT = {"law", "task", "name", "unit"}  # what the page's script compares with
 
 
@@ -121,14 +117,6 @@ def test_its_figures_are_evidence():
 # --------------------------------------------------------------------------------------------- in a browser
 
 
-@pytest.fixture(scope="module")
-def browser():
-    assert BINARY
-    browser = chromium.Browser(BINARY)
-    yield browser
-    browser.close()
-
-
 @pytest.fixture
 def show(browser, tmp_path):
     """Writes a page, opens it, and checks that its script ran to its end without an error."""
@@ -142,7 +130,7 @@ def show(browser, tmp_path):
     return show
 
 
-@in_a_browser
+@chromium.needed
 def test_the_chart_draws_what_was_fitted_said_and_found(show):
     page = show()
     chart = "#law-chart svg"
@@ -164,7 +152,7 @@ def test_the_chart_draws_what_was_fitted_said_and_found(show):
     assert page.problems == []
 
 
-@in_a_browser
+@chromium.needed
 def test_keys_walk_from_point_to_point(show):
     page = show()
     page.run("document.querySelector('#law-chart svg').focus()")
@@ -175,7 +163,7 @@ def test_keys_walk_from_point_to_point(show):
     assert "predicted" in text(page, ".tip") and "outside the interval" in text(page, ".tip")
 
 
-@in_a_browser
+@chromium.needed
 @pytest.mark.parametrize("width", [360, 1280])
 def test_no_overlap_and_no_sideways_scrolling(show, width):
     page = show(width=width)
@@ -183,7 +171,7 @@ def test_no_overlap_and_no_sideways_scrolling(show, width):
     assert page.run("document.documentElement.scrollWidth") <= width
 
 
-@in_a_browser
+@chromium.needed
 def test_almost_nothing_and_hostile_text(show):
     data = example_data()
     for chart in data["charts"]:

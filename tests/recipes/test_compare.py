@@ -14,7 +14,6 @@ from mull.search.allocate import load_calibration
 from tests.evals import chromium
 from tests.recipes.tiny import ENDS, save_tiny
 
-BINARY = chromium.find()
 GRID = {"tasks": ("any.py:Any",), "levels": (1,), "problems": 6, "think_tokens": 12, "answer_tokens": 6, "trees": 2}
 
 
@@ -136,25 +135,20 @@ def test_calibration_and_auto(home: Path):
     assert {c["strategy"] for c in data["curves"]} == {"vote", "auto"}
 
 
-@pytest.mark.skipif(BINARY is None, reason="no Chromium or Chrome on this machine: the page was not opened")
-def test_the_page_of_a_real_run_opens_offline(home: Path):
+@chromium.needed
+def test_the_page_of_a_real_run_opens_offline(home: Path, browser: chromium.Browser):
     page = compare(config(), mode="quiet")
-    assert BINARY
-    browser = chromium.Browser(BINARY)
-    try:
-        browser.open(page.absolute())
-        assert browser.problems == [] and browser.run("document.documentElement.dataset.ready") == "yes"
-        assert browser.run("document.querySelectorAll('svg path').length") >= 3  # a line for each strategy
-        viewer = "document.getElementById('tree-canvas').viewer"
-        browser.run("document.getElementById('tree-canvas').scrollIntoView({block: 'center'})")
-        x, y = browser.run(f"{viewer}.place(1)")
-        for kind in ("mousePressed", "mouseReleased"):
-            browser.call("Input.dispatchMouseEvent", type=kind, x=x, y=y, button="left", buttons=1, clickCount=1)
-        browser.wait(lambda: browser.run(f"{viewer}.state().chosen") == 1, 10)
-        assert "the path up to here" in browser.run("document.body.innerText").lower()
-        assert browser.problems == []
-    finally:
-        browser.close()
+    browser.open(page.absolute())
+    assert browser.problems == [] and browser.run("document.documentElement.dataset.ready") == "yes"
+    assert browser.run("document.querySelectorAll('svg path').length") >= 3  # a line for each strategy
+    viewer = "document.getElementById('tree-canvas').viewer"
+    browser.run("document.getElementById('tree-canvas').scrollIntoView({block: 'center'})")
+    x, y = browser.run(f"{viewer}.place(1)")
+    for kind in ("mousePressed", "mouseReleased"):
+        browser.call("Input.dispatchMouseEvent", type=kind, x=x, y=y, button="left", buttons=1, clickCount=1)
+    browser.wait(lambda: browser.run(f"{viewer}.state().chosen") == 1, 10)
+    assert "the path up to here" in browser.run("document.body.innerText").lower()
+    assert browser.problems == []
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ from mull.errors import UserError
 from mull.learn.pairs import Pair
 from mull.learn.samples import supervised
 from mull.models import hf
-from mull.recipes.dpo import DPOConfig, dpo, fits, in_epochs, lessons, size_of
+from mull.recipes.dpo import DPOConfig, dpo, fits, lessons, size_of
 from mull.recipes.search_data import row_of, trace_of
 from mull.types import Sample, Trace
 from tests.learn.test_dpo import graded, span, tree
@@ -201,16 +201,6 @@ def test_traces_are_kept_whole(base: Path):
     cut.spans[1].kept = (torch.zeros(1).numpy(),)
     with pytest.raises(ValueError, match="top-p"):
         row_of(cut)
-
-
-def test_every_epoch_takes_every_lesson_once():
-    plan = in_epochs([30, 40, 50, 60], 3, 80, seed=1)
-    flat = [i for step in plan for i in step]
-    epochs = [flat[i : i + 4] for i in (0, 4, 8)]
-    assert all(sorted(epoch) == [0, 1, 2, 3] for epoch in epochs) and epochs[0] != epochs[1]
-    assert plan == in_epochs([30, 40, 50, 60], 3, 80, seed=1) != in_epochs([30, 40, 50, 60], 3, 80, seed=2)
-    [one] = in_epochs([5, 5], 1, 100, seed=0)
-    assert sorted(one) == [0, 1]
 
 
 # ------------------------------------------------------------------------------------------------ refusals

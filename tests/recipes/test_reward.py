@@ -19,8 +19,8 @@ from mull.learn.values import ValueSample
 from mull.models.nano import shipped_folder
 from mull.models.value import read_info
 from mull.recipes import reward_data as data
-from mull.recipes.reward import AGGREGATE, RewardConfig, planned, prepared, reward
-from mull.recipes.reward_lessons import lessons, noise, together, tokens_of
+from mull.recipes.reward import AGGREGATE, RewardConfig, prepared, reward
+from mull.recipes.reward_lessons import lessons, noise, together
 from mull.scorers.critic import Critic
 from mull.scorers.value import ValueScorer, load_scorer
 from mull.search.choose import AGGREGATES
@@ -251,15 +251,6 @@ def test_a_critic_s_lessons_end_in_the_truth_of_what_it_reads(base: Path):
         assert parse_critique(text)[1] == wrong
         kinds.add((wrong is None, bool(closed and answer)))
     assert len(kinds) == 4, "right and wrong, whole and cut"
-
-
-def test_the_plan_takes_every_lesson_once_an_epoch():
-    todo = [(ValueSample([0] * n, []),) for n in range(1, 40)]
-    plan = planned(todo, 3, 100, seed=1)
-    flat = [i for step in plan for i in step]
-    assert [sorted(flat[e * 39 : e * 39 + 39]) for e in range(3)] == [list(range(39))] * 3
-    assert flat[:39] != flat[39:78] and plan == planned(todo, 3, 100, seed=1) != planned(todo, 3, 100, seed=2)
-    assert all(sum(tokens_of(todo[i]) for i in step[:-1]) < 100 for step in plan)
 
 
 def test_a_question_s_chains_stay_together_as_far_as_they_fit():

@@ -13,20 +13,11 @@ from tests.serve.pace import paced_service
 from tests.serve.tools import QUESTION, serving, until
 from tests.serve.watching import SIDEWAYS, Page
 
-BINARY = chromium.find()
-pytestmark = pytest.mark.skipif(BINARY is None, reason="no Chromium or Chrome on this machine: the page was not opened")
+pytestmark = chromium.needed
 
 LINE = re.compile(r"Thinking (\d+) s · ([\d.]+k?)/([\d.]+k?) tokens · (\d+)/(\d+) branches")
 THINKING = "document.querySelector('.answer')?.dataset.state === 'thinking'"
 VIEWER = "[...document.querySelectorAll('canvas')].at(-1).viewer"
-
-
-@pytest.fixture(scope="module")
-def browser():
-    assert BINARY
-    browser = chromium.Browser(BINARY)
-    yield browser
-    browser.close()
 
 
 @pytest.fixture(scope="module")

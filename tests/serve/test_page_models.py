@@ -19,8 +19,7 @@ from tests.serve.test_service import counted
 from tests.serve.tools import QUESTION, serving
 from tests.serve.watching import NAMELESS, SIDEWAYS, Page
 
-BINARY = chromium.find()
-pytestmark = pytest.mark.skipif(BINARY is None, reason="no Chromium or Chrome on this machine: the page was not opened")
+pytestmark = chromium.needed
 
 PICKED = "[...document.querySelectorAll('.picker select')].map((e) => e.value)"
 LABELS = (
@@ -28,14 +27,6 @@ LABELS = (
 )
 CHECKED = "[...document.querySelectorAll('.switch input:checked')].map((e) => e.value)"
 NAMES = "[...document.querySelectorAll('.answer')].map((e) => e.ariaLabel)"
-
-
-@pytest.fixture(scope="module")
-def browser():
-    assert BINARY
-    browser = chromium.Browser(BINARY)
-    yield browser
-    browser.close()
 
 
 @pytest.fixture(scope="module")

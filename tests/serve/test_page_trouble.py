@@ -10,19 +10,10 @@ from tests.serve.pace import paced_service
 from tests.serve.tools import QUESTION, nano, nano_service, scripted_service, serving
 from tests.serve.watching import NAMELESS, Page
 
-BINARY = chromium.find()
-pytestmark = pytest.mark.skipif(BINARY is None, reason="no Chromium or Chrome on this machine: the page was not opened")
+pytestmark = chromium.needed
 
 THINKING = "document.querySelector('.answer')?.dataset.state === 'thinking'"
 HOSTILE = '<img src=x onerror="window.owned=1"></textarea><script>window.owned=2</script>\u2028&amp;${1}'
-
-
-@pytest.fixture(scope="module")
-def browser():
-    assert BINARY
-    browser = chromium.Browser(BINARY)
-    yield browser
-    browser.close()
 
 
 @pytest.fixture(scope="module")

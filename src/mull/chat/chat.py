@@ -18,13 +18,13 @@ from mull.chat.template import (
     Messages,
     compile_template,
     guarded,
-    read_object,
     render,
     strings,
     template_of,
     validated,
 )
 from mull.errors import UserError
+from mull.files import read_object
 
 SURROGATES = re.compile("[\ud800-\udfff]")
 

@@ -14,6 +14,7 @@ from jinja2.ext import Extension
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from mull.errors import UserError
+from mull.files import read_object
 
 Messages = Sequence[Mapping[str, Any]]
 ROLES = ("system", "developer", "user", "assistant", "tool")
@@ -131,16 +132,3 @@ def template_of(folder: Path, tokenizer_config: Mapping[str, Any]) -> str | None
     if isinstance(template, list):  # several named templates
         template = {t["name"]: t["template"] for t in template}.get("default")
     return template if isinstance(template, str) else None
-
-
-def read_object(path: Path) -> dict[str, Any]:
-    """A JSON object, empty when the file is absent."""
-    if not path.is_file():
-        return {}
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as e:
-        raise UserError(f"{path} is not valid JSON ({e}): download the model again") from e
-    if not isinstance(content, dict):
-        raise UserError(f"{path} is not a JSON object: download the model again")
-    return content

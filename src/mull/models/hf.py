@@ -21,6 +21,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from mull.errors import UserError
+from mull.files import read_object
 from mull.models.config import ModelConfig
 from mull.models.device import device_of
 from mull.models.hf_config import config_from_hf, config_to_hf
@@ -64,7 +65,7 @@ def read_config(folder: Path | str) -> ModelConfig:
     path = folder / "config.json"
     if not path.is_file():
         raise UserError(f"{folder} has no config.json: give the folder of a Hugging Face model")
-    return config_from_hf(_read_object(path), str(path))
+    return config_from_hf(read_object(path), str(path))
 
 
 def load(folder: Path | str, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu") -> Transformer:
@@ -166,7 +167,7 @@ def save(
 
 
 def _write_config(model: Transformer, path: Path, source: Path) -> None:
-    raw = _read_object(source) if source.is_file() else {}
+    raw = read_object(source)
     # Of the source only what says nothing about the shape is kept: another family's fields would confuse a reader.
     kept = {k: v for k, v in raw.items() if k.endswith("token_id") or k == "use_cache"}
     dtype = str(model.dtype).removeprefix("torch.")
@@ -272,7 +273,7 @@ def _tensor_files(folder: Path) -> dict[str, Path]:
         with _opened(folder / WEIGHTS) as tensors:
             return dict.fromkeys(tensors.keys(), folder / WEIGHTS)
     if (folder / INDEX).is_file():
-        weight_map = _read_object(folder / INDEX).get("weight_map")
+        weight_map = read_object(folder / INDEX).get("weight_map")
         if not isinstance(weight_map, dict):
             raise UserError(f"{folder / INDEX} has no weight_map: download the model again")
         file_of = {name: folder / str(file) for name, file in weight_map.items()}
@@ -333,13 +334,3 @@ def _tensor(tensors: Any, name: str, file: Path) -> torch.Tensor:
 def _read_tensor(file_of: dict[str, Path], name: str) -> torch.Tensor:
     with _opened(file_of[name]) as tensors:
         return _tensor(tensors, name, file_of[name])
-
-
-def _read_object(path: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as e:
-        raise UserError(f"{path} is not valid JSON ({e}): download the model again") from e
-    if not isinstance(content, dict):
-        raise UserError(f"{path} is not a JSON object: download the model again")
-    return content

@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import asyncio
 import copy
-import itertools
 import random
 import time
 from collections.abc import Sequence
@@ -55,7 +54,8 @@ from mull.models.flops import train_flops
 from mull.models.nano import model_folder
 from mull.models.transformer import Transformer
 from mull.progress import Mode, Progress
-from mull.recipes.dpo import in_epochs, measured
+from mull.recipes.dpo import measured
+from mull.recipes.epochs import in_epochs, until
 from mull.recipes.rollouts import refuse_impossible
 from mull.recipes.search_data import searched, tools_of
 from mull.recipes.sft import spent
@@ -282,16 +282,6 @@ def prepared(
             "samples"
         )
     return fitting, found
-
-
-def until(plan: list[list[int]], sizes: Sequence[int], tokens: int) -> list[list[int]]:
-    """The steps of a plan, up to the one that reaches `tokens`; all of them for 0.
-
-    >>> until([[0, 1], [2], [0]], sizes=[3, 4, 5], tokens=8)
-    [[0, 1], [2]]
-    """
-    ends = itertools.accumulate(sum(sizes[i] for i in chosen) for chosen in plan)
-    return plan[: next((n for n, end in enumerate(ends, 1) if 0 < tokens <= end), len(plan))]
 
 
 # ------------------------------------------------------------------------------------------------ on-policy

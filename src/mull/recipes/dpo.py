@@ -49,6 +49,7 @@ from mull.models.flops import train_flops
 from mull.models.nano import model_folder
 from mull.models.transformer import Transformer
 from mull.progress import Mode, Progress
+from mull.recipes.epochs import in_epochs
 from mull.recipes.rollouts import refuse_impossible
 from mull.recipes.search_data import searched, tools_of
 from mull.recipes.sft import spent
@@ -269,23 +270,6 @@ def size_of(lesson: Lesson) -> int:
 def fits(lesson: Lesson, micro_tokens: int) -> bool:
     """Whether it fits into a micro-batch, whose rows are padded to 8 (a sample's last token is no input)."""
     return -(-(size_of(lesson) - isinstance(lesson, Sample)) // 8) * 8 <= micro_tokens
-
-
-def in_epochs(sizes: Sequence[int], epochs: int, step_tokens: int, seed: int) -> list[list[int]]:
-    """Which lessons each optimiser step takes, `step_tokens` or a little more: all once in every epoch, in a new order
-    each time."""
-    plan: list[list[int]] = []
-    for epoch in range(epochs):
-        order = list(range(len(sizes)))
-        random.Random(derive_seed(seed, epoch)).shuffle(order)
-        full = step_tokens
-        for i in order:
-            if full >= step_tokens:
-                plan.append([])
-                full = 0
-            plan[-1].append(i)
-            full += sizes[i]
-    return plan
 
 
 def learn(

@@ -48,7 +48,8 @@ from mull.models.nano import model_folder
 from mull.models.transformer import Transformer
 from mull.progress import Mode, Progress
 from mull.recipes import flywheel_rule as rule
-from mull.recipes.dpo import DPOConfig, Lesson, fits, in_epochs, learn, size_of
+from mull.recipes.dpo import DPOConfig, Lesson, fits, learn, size_of
+from mull.recipes.epochs import in_epochs
 from mull.recipes.flywheel_data import (
     Pool,
     ask,

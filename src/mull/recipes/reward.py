@@ -14,7 +14,6 @@ take sampling stay in a folder of their own, so several kinds and seeds can lear
 
 from __future__ import annotations
 
-import random
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -26,7 +25,6 @@ import torch
 from mull import config as configs
 from mull.chat import Chat
 from mull.engine.local import LocalEngine
-from mull.engine.sampler import derive_seed
 from mull.errors import UserError
 from mull.evals.evaluate import held_out
 from mull.learn import losses, optim, values
@@ -43,6 +41,7 @@ from mull.models.transformer import Transformer
 from mull.models.value import ScorerInfo, ValueModel, save_critic, save_value
 from mull.progress import Mode, Progress
 from mull.recipes import reward_data as data
+from mull.recipes.epochs import in_epochs
 from mull.recipes.reward_eval import measured
 from mull.recipes.reward_lessons import Lesson, lessons, tokens_of
 from mull.recipes.rollouts import refuse_impossible
@@ -134,7 +133,8 @@ def reward(cfg: RewardConfig, command: str = "", resume: bool = False, mode: Mod
         cfg.out, configs.to_toml(cfg), command, cfg.seed, resume, may_change=("threads", "checkpoint_every")
     ) as run:
         todo, made = prepared(cfg, tasks, policy, chat, ledger, mode)
-        plan = planned(todo, cfg.epochs, cfg.step_tokens, cfg.seed)[: cfg.max_steps or None]
+        plan = in_epochs([tokens_of(lesson) for lesson in todo], cfg.epochs, cfg.step_tokens, cfg.seed)
+        plan = plan[: cfg.max_steps or None]
         if latest := run.latest():
             step, state = latest
             model.load_state_dict(state["model"])
@@ -215,23 +215,6 @@ def prepared(
             " choose another kind"
         )
     return todo, made
-
-
-def planned(todo: Sequence[Lesson], epochs: int, step_tokens: int, seed: int) -> list[list[int]]:
-    """Which lessons each optimiser step takes: all once in every epoch, in a new order each time."""
-    plan: list[list[int]] = []
-    sizes = [tokens_of(lesson) for lesson in todo]
-    for epoch in range(epochs):
-        order = list(range(len(todo)))
-        random.Random(derive_seed(seed, epoch)).shuffle(order)
-        full = step_tokens
-        for i in order:
-            if full >= step_tokens:
-                plan.append([])
-                full = 0
-            plan[-1].append(i)
-            full += sizes[i]
-    return plan
 
 
 def learn(cfg: RewardConfig, model: ValueModel | Transformer, chosen: Sequence[Lesson]) -> dict[str, float]:

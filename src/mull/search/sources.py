@@ -16,10 +16,10 @@ from pathlib import Path
 from typing import Any, cast
 
 from mull.chat import Chat
-from mull.chat.template import read_object
 from mull.engine.local import LocalEngine
 from mull.engine.sampler import Sampler
 from mull.errors import UserError, nearest
+from mull.files import read_object
 from mull.models import hf
 from mull.models.device import DTYPES, DType
 from mull.models.nano import model_folder

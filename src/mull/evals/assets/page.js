@@ -34,5 +34,20 @@ const mullPage = (() => {
     return decades.length > room ? decades.filter((_, i) => i % Math.ceil(decades.length / room) === 0) : choices[2];
   }
 
-  return { el, percent, power, superscript, logTicks };
+  /** Calls `redraw` when the page has another width than it was drawn in, once a frame. */
+  function onNewWidth(redraw) {
+    let width = document.documentElement.clientWidth;
+    let waiting = false;
+    window.addEventListener("resize", () => {
+      if (waiting || document.documentElement.clientWidth === width) return;
+      waiting = true;
+      requestAnimationFrame(() => {
+        waiting = false;
+        width = document.documentElement.clientWidth;
+        redraw();
+      });
+    });
+  }
+
+  return { el, percent, power, superscript, logTicks, onNewWidth };
 })();

@@ -203,16 +203,6 @@
   // -------------------------------------------------------------------------------------------------- window
 
   for (const redraw of redraws) redraw();
-  let width = document.documentElement.clientWidth;
-  let waiting = false;
-  window.addEventListener("resize", () => {
-    if (waiting || document.documentElement.clientWidth === width) return;
-    waiting = true;
-    requestAnimationFrame(() => {
-      waiting = false;
-      width = document.documentElement.clientWidth;
-      for (const redraw of redraws) redraw();
-    });
-  });
+  mullPage.onNewWidth(() => { for (const redraw of redraws) redraw(); });
   document.documentElement.dataset.ready = "yes"; // for tests: the script reached its end
 })();

@@ -413,16 +413,6 @@
 
   // --------------------------------------------------------------------------------------------------- window
 
-  let width = document.documentElement.clientWidth;
-  let waiting = false;
-  window.addEventListener("resize", () => {
-    if (waiting || document.documentElement.clientWidth === width) return;
-    waiting = true;
-    requestAnimationFrame(() => {
-      waiting = false;
-      width = document.documentElement.clientWidth;
-      for (const redraw of redraws) redraw();
-    });
-  });
+  mullPage.onNewWidth(() => { for (const redraw of redraws) redraw(); });
   document.documentElement.dataset.ready = "yes"; // for tests: the script reached its end
 })();

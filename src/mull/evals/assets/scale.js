@@ -156,16 +156,6 @@
   const drawAll = () => { fillKey(); drawLaw(); };
   picker.addEventListener("change", drawAll);
   drawAll();
-  let width = document.documentElement.clientWidth;
-  let waiting = false;
-  window.addEventListener("resize", () => {
-    if (waiting || document.documentElement.clientWidth === width) return;
-    waiting = true;
-    requestAnimationFrame(() => {
-      waiting = false;
-      width = document.documentElement.clientWidth;
-      drawLaw();
-    });
-  });
+  mullPage.onNewWidth(drawLaw);
   document.documentElement.dataset.ready = "yes"; // for tests: the script reached its end
 })();
