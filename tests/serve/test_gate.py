@@ -13,7 +13,7 @@ from mull.engine.local import LocalEngine
 from mull.engine.pages import PAGE
 from mull.scorers.confidence import Confidence
 from mull.search.sources import Opened
-from mull.serve.errors import ApiError
+from mull.serve.errors import ApiError, busy
 from mull.serve.gate import Gate, Room, needs, needs_at_most, side_by_side
 from mull.serve.job import Job, answered
 from mull.serve.plan import SINGLE, VOTE, Plan
@@ -158,6 +158,12 @@ def test_who_comes_first_is_served_first_and_nothing_overtakes_a_large_one():
         assert at.reserved == Room() and at.inside == 0
 
     asyncio.run(run())
+
+
+def test_whole_seconds_are_never_too_few():
+    for seconds, whole, exact in ((0.0, "1", "1"), (1.4, "2", "1400"), (1.6, "2", "1600"), (7.0, "7", "7000")):
+        headers = busy("full", seconds).headers
+        assert (headers["Retry-After"], headers["retry-after-ms"]) == (whole, exact)
 
 
 def test_a_full_queue_sends_away_with_a_time_to_come_again():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -48,8 +49,8 @@ def unknown_model(name: str) -> ApiError:
 
 
 def busy(message: str, seconds: float) -> ApiError:
-    """Too much is going on: come again in so many seconds."""
-    headers = {"Retry-After": str(max(1, round(seconds))), "retry-after-ms": str(max(1, round(1000 * seconds)))}
+    """Too much is going on: come again in so many seconds, and in whole ones no sooner."""
+    headers = {"Retry-After": str(max(1, math.ceil(seconds))), "retry-after-ms": str(max(1, round(1000 * seconds)))}
     return ApiError(429, message, type="rate_limit_error", code="rate_limit_exceeded", headers=headers)
 
 
