@@ -16,7 +16,7 @@ iterations=${ITERATIONS:-16}
 
 learning=(-o lr=3e-3 -o warmup=100 -o step_tokens=2048 -o dtype=bfloat16 -o threads=1)
 
-# The paper's model added one digit. A base does so after 1,000 steps, or it gets half as many more, from the beginning.
+# The paper's model added one digit. A base that does not after 1,000 steps is trained from the beginning with more.
 base() { # seed
     local steps
     for steps in 1000 1500 2000; do

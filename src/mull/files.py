@@ -32,7 +32,7 @@ def read_jsonl(path: Path) -> Iterator[dict[str, Any]]:
 
 
 def read_object(path: Path) -> dict[str, Any]:
-    """A JSON object, empty when the file is absent."""
+    """The JSON object in a file of a model's folder, empty when the file is absent; UserError where it is neither."""
     if not path.is_file():
         return {}
     try:

@@ -12,15 +12,8 @@ import pytest
 from mull.cli.chat_models import Wants
 from mull.cli.main import main
 from tests.cli.chat_tools import local, said, text_of, told_by
+from tests.cli.tools import refused
 from tests.serve.tools import QUESTION, nano_service
-
-
-def refused(capsys: pytest.CaptureFixture[str], *args: str) -> str:
-    code = main(["chat", *args])
-    _, err = capsys.readouterr()
-    [line] = err.splitlines()
-    assert code == 2 and line.startswith("error: ")
-    return line.removeprefix("error: ")
 
 
 @pytest.mark.parametrize(
@@ -49,7 +42,7 @@ def refused(capsys: pytest.CaptureFixture[str], *args: str) -> str:
 def test_a_mistake_is_one_sentence(capsys: pytest.CaptureFixture[str], monkeypatch, tmp_path: Path, args, sentence):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "stdin", io.StringIO(""))
-    assert sentence in refused(capsys, *args)
+    assert sentence in refused(capsys, "chat", *args)
 
 
 @pytest.mark.parametrize(("given", "dtype"), [([], "float32"), (["--dtype", "bfloat16"], "bfloat16")])

@@ -1,4 +1,5 @@
-"""What every stream of the Responses API must be: OpenAI's types, in the documented order, with nothing left out."""
+"""What every stream of the Responses API must be (OpenAI's types, in the documented order, with nothing left out), and
+how a test asks for one."""
 
 from __future__ import annotations
 
@@ -9,6 +10,13 @@ from typing import Any
 from openai.types.responses import Response, ResponseStreamEvent
 from pydantic import TypeAdapter
 
+from mull.serve.responses_shapes import Responded
+from mull.serve.shapes import ErrorBody
+from tests.serve.tools import events, post
+
+PATH = "/v1/responses"
+SECRETIVE = "the word is xyzzy\nso 4 it is</think>"
+WORD = "xyzzy"
 ORDER = re.compile(
     r"created in_progress "
     r"(R\.added "
@@ -73,3 +81,43 @@ def _parts(item: dict[str, Any], events: list[dict[str, Any]]) -> None:
         assert {e[key] for e in events if e["type"].startswith(kind + ".")} == set(range(len(parts or [])))
     closed = [e["part"] for e in events if e["type"].endswith("part.done")]
     assert closed == [*(item.get("summary") or []), *(item.get("content") or [])]
+
+
+def script(*answers: str, thought: str = SECRETIVE) -> list[str]:
+    return [piece for answer in answers for piece in (thought, answer)]
+
+
+def ask(input: object = "what?", **more) -> dict:
+    return {"model": "nano", "input": input, **more}
+
+
+def made(service, **more) -> dict:
+    """The response to a request that must succeed."""
+    status, _, body = post(service, PATH, ask(**more))
+    assert status == 200, body
+    Responded.model_validate(body)
+    assert text(body).strip()
+    return body
+
+
+def text(response: dict) -> str:
+    return response["output"][-1]["content"][0]["text"]
+
+
+def streamed(service, **more) -> tuple[dict, list[dict], str]:
+    status, headers, raw = post(service, PATH, ask(stream=True, **more))
+    assert status == 200 and headers["content-type"].startswith("text/event-stream")
+    told = events(raw)
+    return checked(told), told, raw
+
+
+def refused(service, body: object, status: int = 400) -> dict:
+    got, _, answer = post(service, PATH, body)
+    assert got == status, answer
+    return ErrorBody.model_validate(answer).error.model_dump()
+
+
+def prompts(service) -> list[str]:
+    """What the model was given, up to where it thinks."""
+    sampler = service.main.tools.sampler
+    return [text for c in sampler.calls if (text := sampler.decode(c.prefix)).endswith("<think>")]

@@ -281,7 +281,7 @@ def actor_critic(cfg: ActorCriticConfig, command: str = "", resume: bool = False
         title = f"{cfg.algorithm}{' with random rewards' if cfg.random_reward else ''} on {', '.join(cfg.tasks)}"
         with Progress(title, cfg.steps, start=step, mode=mode) as progress:
             progress.say(f"{native.status()}; {compiled}")
-            done = rl.is_done(cast(Any, cfg), step, ledger)
+            done = rollouts.is_done(cfg, step, ledger)
             while not done:
                 if cfg.eval_every and step == 0:
                     result = rollouts.report_eval(cfg, held, engine, chat, ledger)
@@ -341,7 +341,7 @@ def actor_critic(cfg: ActorCriticConfig, command: str = "", resume: bool = False
                     "tokens_per_second": cost.sampled_tokens / (time.perf_counter() - began),
                 }
                 metrics["truth"] = metrics["reward"]  # the graders' word, whatever is paid
-                done = rl.is_done(cast(Any, cfg), step, ledger)
+                done = rollouts.is_done(cfg, step, ledger)
                 if cfg.eval_every and (done or rollouts.is_evaluated(step, cfg.eval_every)):
                     metrics["eval"] = rollouts.report_eval(cfg, held, engine, chat, ledger)
                 run.log(step, metrics)

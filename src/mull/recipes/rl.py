@@ -50,6 +50,7 @@ from mull.progress import Mode, Progress
 from mull.recipes.rollouts import (
     Rollouts,
     describe,
+    is_done,
     is_evaluated,
     refuse_impossible,
     report_eval,
@@ -392,14 +393,3 @@ def rl(cfg: RLConfig, command: str = "", resume: bool = False, mode: Mode = "aut
                     run.save_checkpoint(step, state, lambda f: hf.save(model, f / "hf", source), score)
         hf.save(model, cfg.out / "model", source=source)
     return cfg.out / "model"
-
-
-def is_done(cfg: RLConfig, step: int, ledger: Ledger) -> bool:
-    """Whether the steps, or what they may cost, are used up."""
-    spent = totals(ledger)
-    limits = (
-        (cfg.trained_tokens, spent["trained_tokens"]),
-        (cfg.sampled_tokens, spent["total_sampled_tokens"]),
-        (cfg.flops, spent["flops"]),
-    )
-    return step >= cfg.steps or any(0 < limit <= used for limit, used in limits)

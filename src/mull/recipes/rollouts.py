@@ -37,6 +37,19 @@ class Evaluating(Asking, Protocol):
     def eval_samples(self) -> int: ...
 
 
+class Limited(Protocol):
+    """How long to train; 0 of what is counted in tokens or FLOPs: without that limit."""
+
+    @property
+    def steps(self) -> int: ...
+    @property
+    def trained_tokens(self) -> int: ...
+    @property
+    def sampled_tokens(self) -> int: ...
+    @property
+    def flops(self) -> float: ...
+
+
 @dataclass(repr=False)  # asyncio.run spells out what it returns (Python 3.11): every token of every chain, for nothing
 class Rollouts:
     """One step's chains: the groups to learn from, and what was seen on the way."""
@@ -105,6 +118,17 @@ def totals(ledger: Ledger) -> dict[str, float]:
     """The x-axis of the train curve: what training has cost so far, evaluations not counted."""
     spent = sum((cost for phase, cost in ledger.phases.items() if phase != "evaluation"), Cost())
     return {"flops": spent.flops, "total_sampled_tokens": spent.sampled_tokens, "trained_tokens": spent.trained_tokens}
+
+
+def is_done(cfg: Limited, step: int, ledger: Ledger) -> bool:
+    """Whether the steps, or what they may cost, are used up."""
+    spent = totals(ledger)
+    limits = (
+        (cfg.trained_tokens, spent["trained_tokens"]),
+        (cfg.sampled_tokens, spent["total_sampled_tokens"]),
+        (cfg.flops, spent["flops"]),
+    )
+    return step >= cfg.steps or any(0 < limit <= used for limit, used in limits)
 
 
 def is_evaluated(step: int, every: int) -> bool:

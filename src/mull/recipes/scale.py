@@ -36,6 +36,7 @@ from mull.files import read_jsonl, write_whole
 from mull.machine import commit, machine
 from mull.progress import Mode
 from mull.recipes.rl import RLConfig, rl
+from mull.recipes.rollouts import is_evaluated
 from mull.recipes.scale_points import Points, found_at, held_out_errors, read_points
 from mull.runfolder import RunFolder
 
@@ -80,7 +81,7 @@ class ScaleConfig:
 
     def fitted_steps(self) -> list[int]:
         """After which steps of the first half the evaluations of the fit are: see `rollouts.is_evaluated`."""
-        at = {s for s in range(1, self.steps + 1) if s % self.rl.eval_every == 0 or s & (s - 1) == 0} | {self.steps}
+        at = {s for s in range(1, self.steps + 1) if is_evaluated(s, self.rl.eval_every)} | {self.steps}
         return sorted(s for s in at if s >= self.skip_steps)
 
 
