@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -76,11 +77,12 @@ def test_models_are_measured_once_and_alike(tmp_path: Path):
     task = f"{tmp_path / 'any.py'}:Any"
     what = experiment(tmp_path)
     run = tmp_path / "run"
-    (run / "any").mkdir(parents=True)
+    said: list[str] = []
+    arms.measure(replace(what, arms={"base": "base"}), run, task, [0], say=lambda text, flush: said.append(text))
+    assert len(said) == 1, "the base can be measured before anything is trained"
     arm = run / task / "a-0"
     arm.mkdir(parents=True)
     save_tiny(arm / "model", seed=3)
-    said: list[str] = []
     arms.measure(what, run, task, [0], say=lambda text, flush: said.append(text))
     assert len(said) == 2
     base, a = (json.loads((run / task / f"{name}-0.json").read_text())["level 1"] for name in ("base", "a"))

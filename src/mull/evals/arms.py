@@ -58,6 +58,7 @@ def measure(what: Experiment, run: Path, task: str, seeds: Iterable[int], say: A
         if not path.exists():
             started = time.time()
             found = {split: counts(what, folder, task, levels) for split, levels in what.splits.items()}
+            path.parent.mkdir(parents=True, exist_ok=True)  # the base is measured before anything is trained
             write_whole(path, json.dumps(found).encode())
             say(f"{task}, {name}: measured in {time.time() - started:.0f} s", flush=True)
 
