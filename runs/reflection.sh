@@ -9,6 +9,7 @@
 #            its own; which, is settled when a model is first needed and stays so for the run folder.
 #
 # Three seeds. About 75 minutes on two cores, ten more where aha trains its own models; goes on where it was stopped.
+# PIECES="reflect correct" leaves the third for another day; each has tables of its own.
 #
 #   runs/reflection.sh [run folder]
 set -euo pipefail
@@ -18,6 +19,7 @@ export OMP_NUM_THREADS=1 OMP_WAIT_POLICY=passive
 out=$1
 bin=${BIN:-.venv/bin}
 seeds=${SEEDS:-0 1 2}
+pieces=${PIECES:-aha correct reflect} # the longest jobs come first
 problems=${PROBLEMS:-1000}              # worked ones, of reflect; three passes over them, as in the paper
 steps=${STEPS:-80}                      # of correct; a third of them in stage I
 tokens=${TOKENS:-600000}                # that aha's own models learn from, where it has to train them
@@ -76,17 +78,32 @@ if [ "${2:-}" = job ]; then
     "${@:3}"
     exit
 fi
-# One process a core: training a small model does not use two threads well. The longest jobs come first.
-{
-    for seed in $seeds; do for task in countdown chain; do echo "aha $task $seed"; done; done
-    for seed in $seeds; do
-        for arm in score no-stage1 no-bonus first star pair_sft; do echo "correct $arm $seed"; done
-    done
-    for seed in $seeds; do
-        echo "reflect addition [2,3] [4] $seed"
-        echo "reflect chain [1,2] [3] $seed"
-    done
-} | xargs -P 2 -L 1 runs/reflection.sh "$out" job
-"$bin/python" runs/reflection_evidence.py attempts "$out" "$held" base 0
-# shellcheck disable=SC2086
-"$bin/python" runs/reflection_evidence.py table "$out" $seeds
+jobs() { # piece
+    local seed task arm
+    case $1 in
+        aha) for seed in $seeds; do for task in countdown chain; do echo "aha $task $seed"; done; done ;;
+        correct)
+            for seed in $seeds; do
+                for arm in score no-stage1 no-bonus first star pair_sft; do echo "correct $arm $seed"; done
+            done
+            ;;
+        reflect)
+            for seed in $seeds; do
+                echo "reflect addition [2,3] [4] $seed"
+                echo "reflect chain [1,2] [3] $seed"
+            done
+            ;;
+        *)
+            echo "there is no piece $1: aha, correct and reflect are" >&2
+            return 1
+            ;;
+    esac
+}
+queue=$(for piece in $pieces; do jobs "$piece"; done)
+# One process a core: training a small model does not use two threads well.
+xargs -P 2 -L 1 runs/reflection.sh "$out" job <<<"$queue"
+for piece in $pieces; do
+    [ "$piece" != correct ] || "$bin/python" runs/reflection_evidence.py attempts "$out" "$held" base 0
+    # shellcheck disable=SC2086
+    "$bin/python" runs/reflection_evidence.py table "$out" "$piece" $seeds
+done

@@ -2,7 +2,7 @@
 
 python runs/reflection_evidence.py passes RUN TASK SEED          reflect: the control with more passes over its problems
 python runs/reflection_evidence.py attempts RUN HELD ARM SEED    correct: both attempts at HELD problems of each split
-python runs/reflection_evidence.py table RUN SEED…               docs/evidence/{reflect,correct,aha}*.json
+python runs/reflection_evidence.py table RUN PIECE SEED…         docs/evidence/PIECE*.json: reflect, correct or aha
 """
 
 from __future__ import annotations
@@ -275,10 +275,8 @@ def main(what: str, run: Path, *more: str) -> None:
     elif what == "attempts":
         attempts(run, int(more[0]), more[1], int(more[2]))
     else:
-        seeds = [int(seed) for seed in more]
-        reflect_tables(run, seeds)
-        correct_tables(run, seeds)
-        aha_tables(run, seeds)
+        tables = {"reflect": reflect_tables, "correct": correct_tables, "aha": aha_tables}
+        tables[more[0]](run, [int(seed) for seed in more[1:]])
 
 
 if __name__ == "__main__":
