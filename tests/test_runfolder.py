@@ -145,6 +145,18 @@ def test_a_folder_with_a_run_is_not_overwritten(tmp_path: Path):
     assert "steps = 20" in (tmp_path / "config.toml").read_text()
 
 
+def test_a_folder_that_was_moved_goes_on(tmp_path: Path):
+    config = 'out = "OUT"\n' + CONFIG
+    with open_run(tmp_path / "here", config=config.replace("OUT", "here")) as run:
+        run.log(1, {"x": 1})
+    (tmp_path / "here").rename(tmp_path / "there")
+    with open_run(tmp_path / "there", resume=True, config=config.replace("OUT", "there")) as run:
+        assert [r["x"] for r in run.metrics()] == [1]
+    assert 'out = "there"' in (tmp_path / "there" / "config.toml").read_text(), "where it lies now"
+    with pytest.raises(UserError, match=r"\(it differs in optim\.out\)"):
+        open_run(tmp_path / "there", resume=True, config=config.replace("OUT", "there") + 'out = "x"\n')
+
+
 def test_resuming_what_never_started_starts_it(tmp_path: Path):
     with open_run(tmp_path / "new", resume=True) as run:
         assert run.latest() is None and run.best() is None and list(run.metrics()) == []

@@ -60,8 +60,8 @@ class RunFolder:
         """Opens a run folder, making it where it is absent.
 
         `config` is the resolved config as TOML. `resume`: go on with the run that the folder holds, if any; its config
-        must be equal except for the top-level keys in `may_change` (such as the number of steps). `about` goes into
-        run.json: see `mull.machine.describe`.
+        must be equal except for `out`, as a folder may have been moved, and for the top-level keys in `may_change` (such
+        as the number of steps).
 
         Raises UserError when the folder holds a run and `resume` is off, when it holds a different run, when another
         process is writing to it, and when it cannot be made.
@@ -113,7 +113,8 @@ class RunFolder:
             old = tomllib.loads(held.read_text())
         except (tomllib.TOMLDecodeError, UnicodeDecodeError):
             raise UserError(f"{held} cannot be parsed: restore it, or choose another folder") from None
-        changed = [k for k in _differences(old, tomllib.loads(config)) if k.split(".")[0] not in may_change]
+        free = ("out", *may_change)
+        changed = [k for k in _differences(old, tomllib.loads(config)) if k.split(".")[0] not in free]
         if changed:
             raise UserError(
                 f"{self.path} holds a run with another config (it differs in {', '.join(changed[:5])}"
