@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
-# Who is to be thanked for a right answer: a group's mean as the baseline, a learnt critic (PPO), sampled values (VinePPO),
-# a process reward model beside the outcome, an implicit one (PRIME). From the same base on chain, at equal sampled
-# tokens (VinePPO's continuations among them), three seeds. Two controls: random rewards, and a process reward without
-# the outcome, once as differences and once as the sum of scores, which shows what a policy does to a scorer that alone
-# pays it. An hour and a half on two cores; goes on where it was stopped.
+# Who is to be thanked for a right answer: a group's mean as the baseline, a learnt critic (PPO), sampled values
+# (VinePPO), a process reward model beside the outcome in three forms, an implicit one (PRIME). From the same base on
+# chain, at equal sampled tokens (VinePPO's continuations among them), three seeds. Two controls: random rewards, and a
+# process reward without the outcome, once as differences and once as the sum of scores, which shows what a policy does
+# to a scorer that alone pays it. Under two hours on two cores; goes on where it was stopped.
 #
 #   runs/credit.sh [run folder]
 set -euo pipefail
@@ -14,18 +14,18 @@ out=$1
 bin=${BIN:-.venv/bin}
 tokens=${TOKENS:-1000000}
 seeds=${SEEDS:-0 1 2}
-arms="group ppo vineppo prm prime random only-difference only-sum"
+arms=${ARMS:-group ppo vineppo potential prm min prime random only-difference only-sum}
 
 # A critic reads a question's chains as one tree, and attention takes the square of what is read at once: where chains
 # grow long, micro-batches of 1,024 tokens take a third of the time that the default's 4,096 do. Nothing else changes.
 job() { # arm seed
-    local arm=$1 seed=$2 options
+    local arm=$1 seed=$2 options judged=(--algorithm prm -o "scorer=$out/prm/model")
     case $arm in
         group) options=(--algorithm mull) ;;
         random) options=(--algorithm mull -o random_reward=true) ;;
-        prm) options=(--algorithm prm -o "scorer=$out/prm/model") ;;
-        only-difference) options=(--algorithm prm -o "scorer=$out/prm/model" -o process_only=true) ;;
-        only-sum) options=(--algorithm prm -o "scorer=$out/prm/model" -o process_only=true -o process=sum) ;;
+        prm) options=("${judged[@]}" -o process=difference) ;;
+        potential | min) options=("${judged[@]}" -o "process=$arm") ;;
+        only-*) options=("${judged[@]}" -o process_only=true -o "process=${arm#only-}") ;;
         vineppo) options=(--algorithm vineppo -o groups=8) ;; # its continuations are most of a step's tokens
         prime) options=(--algorithm prime -o groups=8 -o critic_warmup=0) ;; # it asks more questions than it keeps
         *) options=(--algorithm "$arm") ;;
