@@ -60,8 +60,8 @@ class RunFolder:
         """Opens a run folder, making it where it is absent.
 
         `config` is the resolved config as TOML. `resume`: go on with the run that the folder holds, if any; its config
-        must be equal except for `out`, as a folder may have been moved, and for the top-level keys in `may_change` (such
-        as the number of steps).
+        must be equal except for `out`, as a folder may have been moved, and the top-level keys in `may_change` (such as
+        the number of steps).
 
         Raises UserError when the folder holds a run and `resume` is off, when it holds a different run, when another
         process is writing to it, and when it cannot be made.

@@ -131,12 +131,12 @@ CHANGES: list[tuple[str, Any, dict[str, Any]]] = [
     ("critic_epochs", 3, PRIME),
     ("critic_warmup", 1, {}),
     ("scorer", "scorer-other", PRM),
-    *[("process", form, PRM) for form in ("potential", "min", "sum")],
+    *[("process", form, PRM) for form in ("difference", "min", "sum")],
     ("process_temperature", 1.0, {**PRM, "process": "min"}),
     ("process_weight", 3.0, PRM),
     ("process_weight", 30.0, PRIME),
     ("outcome_weight", 3.0, PRM),
-    ("process_only", True, PRM),
+    ("process_only", True, {**PRM, "process": "difference"}),
     ("process_only", True, PRIME),
     ("vine_rollouts", 1, VINE),
     ("prime_beta", 0.5, PRIME),
@@ -412,10 +412,10 @@ def test_truth_rises(home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 def test_hacking_shows_and_the_outcome_ends_it(home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """Paid by a fooled scorer alone the opinion rises and the truth falls; with the outcome, the truth rises."""
     monkeypatch.setattr(recipe, "load_judge", lambda cfg, chat: Likes(gives_up(chat)))
-    hacked = toy(home, tmp_path / "hacked", algorithm="prm", process_only=True)
+    hacked = toy(home, tmp_path / "hacked", algorithm="prm", process_only=True, process="difference")
     opinion, truth = rise(hacked, "scorer"), rise(hacked, "truth")
     assert opinion[1] > opinion[0] + 0.2 and truth[1] < truth[0] - 0.1, (opinion, truth)
-    sound = toy(home, tmp_path / "sound", algorithm="prm", process_weight=0.3)
+    sound = toy(home, tmp_path / "sound", algorithm="prm", process_weight=0.3, process="difference")
     truth = rise(sound, "truth")
     assert truth[1] > truth[0] + 0.2, truth
 
@@ -461,6 +461,7 @@ def test_killed_and_resumed_is_bitwise_the_same(home: Path, tmp_path: Path, algo
         ({"algorithm": "prm", "scorer": None}, "needs a scorer"),
         ({"scorer": Path("x")}, "asks no scorer"),
         ({"process_only": True}, "without any reward"),
+        ({**PRM, "process_only": True}, "pays every chain 0 in all"),
         ({"algorithm": "vineppo", "truncated": "bootstrap"}, "from a critic"),
         ({"algorithm": "vineppo", "overlong_buffer": 4}, "without overlong_buffer"),
         ({"algorithm": "prime", "group_size": 1}, "2 or more"),

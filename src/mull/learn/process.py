@@ -5,7 +5,7 @@ The outcome is checked; a score is an opinion, and whatever is paid by opinion c
 | form         | reward of step i               | sum over a chain          | how it can be gamed                     |
 |--------------|--------------------------------|---------------------------|-----------------------------------------|
 | `potential`  | s_i - s_{i-1}, the last: -s    | 0                         | not at all: it only moves credit        |
-| `difference` | s_i - s_{i-1}                  | s of the whole chain      | by a last prefix that looks good        |
+| `difference` | s_i - s_{i-1}                  | s of the whole chain      | by ending in what looks good, or never  |
 | `min`        | s_i, weighed by softmin        | about the lowest s        | by leaving out what could score low     |
 | `sum`        | s_i                            | grows with every step     | by more steps: the control that shows it|
 

@@ -91,7 +91,7 @@ class ActorCriticConfig:
     critic_epochs: int = 1  # passes of the critic over one step's chains
     critic_warmup: int = 5  # first steps, in which the critic alone learns
     scorer: Path | None = None  # prm: a folder that mull reward wrote
-    process: Form = "difference"  # how scores become rewards of steps: see learn/process
+    process: Form = "potential"  # how scores become rewards of steps: see learn/process
     process_temperature: float = 0.1  # of process=min
     process_weight: float = 1.0  # of the process reward (prm, prime)
     outcome_weight: float = 1.0  # of the outcome beside it
@@ -134,6 +134,8 @@ class ActorCriticConfig:
             raise UserError(f"algorithm {self.algorithm} asks no scorer: leave scorer out, or set algorithm=prm")
         if self.process_only and self.algorithm not in ("prm", "prime"):
             raise UserError(f"process_only leaves {self.algorithm} without any reward: it is for prm and prime")
+        if self.process_only and self.algorithm == "prm" and self.process == "potential":
+            raise UserError("process=potential pays every chain 0 in all, and process_only nothing else: set process")
         if self.truncated == "bootstrap" and self.algorithm not in ("ppo", "prm"):
             raise UserError("truncated=bootstrap takes the value of an unfinished chain from a critic: ppo or prm")
         if self.overlong_buffer and self.algorithm == "vineppo":
