@@ -3,7 +3,7 @@
 # (VinePPO), a process reward model beside the outcome in two forms, an implicit one (PRIME). From the same base on
 # chain, at equal sampled tokens (VinePPO's continuations among them), three seeds. Two controls: random rewards, and a
 # process reward without the outcome, once as differences and once as the sum of scores, which shows what a policy does
-# to a scorer that alone pays it. Under two hours on two cores; goes on where it was stopped.
+# to a scorer that alone pays it. About two and a quarter hours on two cores; goes on where it was stopped.
 #
 #   runs/credit.sh [run folder]
 set -euo pipefail
@@ -14,7 +14,7 @@ out=$1
 bin=${BIN:-.venv/bin}
 tokens=${TOKENS:-1000000}
 seeds=${SEEDS:-0 1 2}
-arms=${ARMS:-group ppo vineppo potential prm prime random only-difference only-sum}
+arms="group ppo vineppo potential difference prime random only-difference only-sum"
 
 # A critic reads a question's chains as one tree, and attention takes the square of what is read at once: where chains
 # grow long, micro-batches of 1,024 tokens take a third of the time that the default's 4,096 do. Nothing else changes.
@@ -23,8 +23,7 @@ job() { # arm seed
     case $arm in
         group) options=(--algorithm mull) ;;
         random) options=(--algorithm mull -o random_reward=true) ;;
-        prm) options=("${judged[@]}" -o process=difference) ;;
-        potential) options=("${judged[@]}" -o process=potential) ;;
+        potential | difference) options=("${judged[@]}" -o "process=$arm") ;;
         only-*) options=("${judged[@]}" -o process_only=true -o "process=${arm#only-}") ;;
         vineppo) options=(--algorithm vineppo -o groups=8) ;; # its continuations are most of a step's tokens
         prime) options=(--algorithm prime -o groups=8 -o critic_warmup=0) ;; # it asks more questions than it keeps

@@ -27,7 +27,7 @@ EXPERIMENT = arms.Experiment(
         "ppo": "PPO",
         "vineppo": "VinePPO",
         "potential": "PRM as potential, and outcome",
-        "prm": "PRM as differences, and outcome",
+        "difference": "PRM as differences, and outcome",
         "prime": "PRIME",
         "random": "random rewards",
         "only-difference": "PRM alone, differences",
@@ -36,11 +36,11 @@ EXPERIMENT = arms.Experiment(
     splits={"levels 1 and 2": (1, 2), "level 3 (not trained)": (3,)},
     chains=64,
     ks=(1, 4, 16, 64),
-    pairs=[(arm, "group") for arm in ("ppo", "vineppo", "potential", "prm", "prime", "random")]
+    pairs=[(arm, "group") for arm in ("ppo", "vineppo", "potential", "difference", "prime", "random")]
     + [("potential", "ppo")]
     + [(arm, "base") for arm in ("group", "only-difference", "only-sum")],
 )
-SCORED = ("potential", "prm", "only-difference", "only-sum")
+SCORED = ("potential", "difference", "only-difference", "only-sum")
 
 
 def hacking(run: Path, first: int = 5, last: int = 5) -> list[dict[str, Any]]:

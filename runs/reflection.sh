@@ -19,7 +19,7 @@ export OMP_NUM_THREADS=1 OMP_WAIT_POLICY=passive
 out=$1
 bin=${BIN:-.venv/bin}
 seeds=${SEEDS:-0 1 2}
-pieces=${PIECES:-aha correct reflect} # the longest jobs come first
+pieces=${PIECES:-aha correct reflect}   # the longest jobs come first
 problems=${PROBLEMS:-1000}              # worked ones, of reflect; three passes over them, as in the paper
 steps=${STEPS:-80}                      # of correct; a third of them in stage I
 tokens=${TOKENS:-600000}                # that aha's own models learn from, where it has to train them
@@ -78,7 +78,7 @@ if [ "${2:-}" = job ]; then
     "${@:3}"
     exit
 fi
-jobs() { # piece
+queued() { # piece: its jobs
     local seed task arm
     case $1 in
         aha) for seed in $seeds; do for task in countdown chain; do echo "aha $task $seed"; done; done ;;
@@ -99,7 +99,7 @@ jobs() { # piece
             ;;
     esac
 }
-queue=$(for piece in $pieces; do jobs "$piece"; done)
+queue=$(for piece in $pieces; do queued "$piece" || exit; done)
 # One process a core: training a small model does not use two threads well.
 xargs -P 2 -L 1 runs/reflection.sh "$out" job <<<"$queue"
 for piece in $pieces; do

@@ -461,7 +461,7 @@ def test_killed_and_resumed_is_bitwise_the_same(home: Path, tmp_path: Path, algo
         ({"algorithm": "prm", "scorer": None}, "needs a scorer"),
         ({"scorer": Path("x")}, "asks no scorer"),
         ({"process_only": True}, "without any reward"),
-        ({**PRM, "process_only": True}, "pays every chain 0 in all"),
+        ({**PRM, "process_only": True}, "pays a chain 0 in all"),
         ({"algorithm": "vineppo", "truncated": "bootstrap"}, "from a critic"),
         ({"algorithm": "vineppo", "overlong_buffer": 4}, "without overlong_buffer"),
         ({"algorithm": "prime", "group_size": 1}, "2 or more"),

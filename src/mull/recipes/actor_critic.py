@@ -135,7 +135,7 @@ class ActorCriticConfig:
         if self.process_only and self.algorithm not in ("prm", "prime"):
             raise UserError(f"process_only leaves {self.algorithm} without any reward: it is for prm and prime")
         if self.process_only and self.algorithm == "prm" and self.process == "potential":
-            raise UserError("process=potential pays every chain 0 in all, and process_only nothing else: set process")
+            raise UserError("process=potential pays a chain 0 in all, process_only nothing else: set sum or difference")
         if self.truncated == "bootstrap" and self.algorithm not in ("ppo", "prm"):
             raise UserError("truncated=bootstrap takes the value of an unfinished chain from a critic: ppo or prm")
         if self.overlong_buffer and self.algorithm == "vineppo":
