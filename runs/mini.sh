@@ -7,7 +7,7 @@
 #   Lengths on countdown, where thoughts are searches of very different length: token targets, effort words, rewards for
 #   short chains, long-to-short, beside cutting chains off and closing their thoughts by force.
 # An hour and three quarters on two cores, if runs/rl_against_sft.sh has left its models; a quarter more if not. Goes on
-# where it was stopped.
+# where it was stopped. PIECES=lengths leaves the students for another day, and PIECES=students the lengths.
 #
 #   runs/mini.sh [run folder]
 set -euo pipefail
@@ -16,6 +16,7 @@ set -- "${1:-runs/mini}" "${@:2}"
 export OMP_NUM_THREADS=1 OMP_WAIT_POLICY=passive
 out=$1
 bin=${BIN:-.venv/bin}
+pieces=${PIECES:-lengths students}
 trained=${TRAINED:-runs/rl-against-sft} # whose rl-0 is the teacher, where it is there
 rl_tokens=${RL_TOKENS:-1500000}         # learnt from by teachers and by RL alone, prompts included
 tokens=${TOKENS:-6000000}               # learnt from by a fresh student, and by the small base
@@ -129,14 +130,30 @@ if [ "${2:-}" = job ]; then
     job "$3" "$4" "$5"
     exit
 fi
+queued() { # teachers|others piece: its jobs
+    local seed name
+    case $1-$2 in
+        teachers-lengths) echo teacher countdown 0 ;;
+        others-lengths) for seed in $length_seeds; do for name in $lengths; do echo length "$name" "$seed"; done; done ;;
+        teachers-students)
+            echo teacher chain 0
+            for seed in $seeds; do echo student small "$seed"; done
+            ;;
+        others-students) for seed in $seeds; do for name in $students; do echo student "$name" "$seed"; done; done ;;
+        *)
+            echo "there is no piece $2: lengths and students are" >&2
+            return 1
+            ;;
+    esac
+}
 # One process a core: training a small model does not use two threads well.
-{
-    echo teacher chain 0
-    for seed in $seeds; do echo student small "$seed"; done
-    echo teacher countdown 0
-} | xargs -P 2 -L 1 runs/mini.sh "$out" job
-{
-    for seed in $length_seeds; do for arm in $lengths; do echo length "$arm" "$seed"; done; done
-    for seed in $seeds; do for name in $students; do echo student "$name" "$seed"; done; done
-} | xargs -P 2 -L 1 runs/mini.sh "$out" job
-for script in mini_evidence mini_lengths; do "$bin/python" "runs/$script.py" table "$out"; done
+for part in teachers others; do
+    queue=$(for piece in $pieces; do queued "$part" "$piece" || exit; done)
+    xargs -P 2 -L 1 runs/mini.sh "$out" job <<<"$queue"
+done
+for piece in $pieces; do
+    case $piece in
+        students) "$bin/python" runs/mini_evidence.py table "$out" ;;
+        lengths) "$bin/python" runs/mini_lengths.py table "$out" ;;
+    esac
+done
