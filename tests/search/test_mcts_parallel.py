@@ -54,6 +54,7 @@ def test_virtual_loss_sends_them_different_ways():
     assert peak(1.0) == 8 and peak(0.0) <= 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("value", ["scorer", "rollout", "both"])
 def test_virtual_loss_leaves_the_distribution_of_answers(value):
     """Answers over 200 seeds, one simulation at a time and eight at once.
