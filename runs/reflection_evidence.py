@@ -130,6 +130,7 @@ CORRECT = arms.Experiment(
     arms={
         "base": "base",
         "score": "SCoRe",
+        "stage1": "stage I alone",
         "no-stage1": "without stage I",
         "no-bonus": "without the bonus",
         "first": "RL on single attempts",
@@ -137,7 +138,8 @@ CORRECT = arms.Experiment(
         "pair_sft": "pair-SFT",
     },
     splits={"level 1": (1,), "level 2 (not trained)": (2,)},
-    pairs=[("score", other) for other in ("no-stage1", "no-bonus", "first", "star", "pair_sft", "base")],
+    pairs=[("score", other) for other in ("stage1", "no-stage1", "no-bonus", "first", "star", "pair_sft", "base")]
+    + [("stage1", "base")],
     chains=4,
 )
 COLUMNS = {
