@@ -134,8 +134,23 @@ def test_with_and_without_at_the_same_question():
     assert within([], has(StepKind.CHECK)).n == 0
 
 
-def test_given_up_and_gone_on_from():
-    assert [approaches(thought(True, kinds)) for kinds in ("", "w", "b", "bw", "bbw", "wbcb")] == [0, 0, 0, 1, 2, 1]
+@pytest.mark.parametrize(
+    ("name", "question", "lines", "count"),
+    [
+        ("countdown", "3 7 12 -> 33", "3+7=10 10+12=22 no", 0),
+        ("countdown", "3 7 12 -> 33", "3+7=10 back\n7*3=21 21+12=33 yes", 1),
+        ("countdown", "3 7 12 -> 33", "3+7=10 back\n12-7=5 no\n7*3=21 21+12=33 yes\ncheck 7*3+12=33 ok", 2),
+        ("chain", "a=2;b=a+3;c=b*2;c?", "b=2+3=6\ncheck 2+3=6 no\nb=2+3=5\nc=5*2=10", 1),
+        ("chain", "a=2;b=a+3;c=b*2;c?", "b=2+3=6\nc=6*2=12\ncheck 2+3=6 no\nb=2+3=5\nc=5*2=10", 1),
+        ("chain", "a=2;b=a+3;c=b*2;c?", "b=2+3=6\nc=6*2=12\nb=2+3=5\ncheck 2+3=5 ok\nc=5*2=10", 1),
+        ("chain", "a=2;b=a+3;c=b*2;c?", "b=2+3=5\nc=5*2=10\ncheck 5*2=10 no", 0),
+        ("chain", "a=2;b=a+3;c=b*2;c?", "b=2+3=5\ncheck 2+3=5 ok\nc=5*2=10", 0),
+    ],
+)
+def test_given_up_and_gone_on_from(name, question, lines, count):
+    steps = load_task(name).check_steps(Problem(Question(question, name, question, 1), Reference("")), lines)
+    assert all(step.kind is not StepKind.OTHER for step in steps), steps
+    assert approaches(Thought(name, question, None, steps, 1)) == count
 
 
 @pytest.mark.parametrize("which", ["nano", "qwen"])
@@ -147,6 +162,7 @@ def test_given_up_and_gone_on_from():
         ("12*7=84 check", "12*7=84 ", "12*7=84 check"),
         ("a=1\nchecks 1\n checked", None, None),
         ("a=1 recheck", None, None),
+        ("a=1 check, then", "a=1 ", "a=1 check"),
         ("a=1</think>check", None, None),
     ],
 )
@@ -163,6 +179,11 @@ def test_where_a_word_begins(which, text, before, with_word, request):
     assert end == with_word
     # A token may hold what stands before the word, too: then it is the word's.
     assert start == before if which == "nano" else before.startswith(start) and len(before) - len(start) <= 1
+
+
+def test_a_word_may_end_in_punctuation(nano: Chat):
+    tokens = nano.encode("3+4=7\nwait, no\ncheck 7 ok")
+    assert cut(nano, tokens, "wait,") == (6, 11) and cut(nano, tokens, "wait") == (6, 10)
 
 
 # ---------------------------------------------------------------------------------------- counterfactuals
@@ -222,9 +243,9 @@ def test_what_going_on_was_worth_by_hand(nano: Chat):
     assert (seen.going_on.mended.mean, seen.going_on.spoiled.mean) == (0.25, 0.5)
     prefixes = {(prefix.rpartition("<think>")[2], bool(p.banned), n, p.max_tokens) for prefix, p, n in script.calls}
     assert prefixes == {
-        *(("2\ncheck", False, 4, 33), ("2\n", True, 4, 33), ("2</think>", False, 1, 5)),
-        *(("7\ncheck", False, 4, 33), ("7\n", True, 4, 33), ("7</think>", False, 1, 5)),
-        *(("4\ncheck", False, 4, 33), ("4\n", True, 4, 33), ("4</think>", False, 1, 5)),
+        *(("2\ncheck", False, 4, 28), ("2\n", True, 4, 33), ("2</think>", False, 1, 5)),  # 5 bytes are spent on "check"
+        *(("7\ncheck", False, 4, 28), ("7\n", True, 4, 33), ("7</think>", False, 1, 5)),
+        *(("4\ncheck", False, 4, 28), ("4\n", True, 4, 33), ("4</think>", False, 1, 5)),
     }
     assert seen.cost.sampled_tokens == 3 * (4 * len(" ok.1.") + 4 * len("9.1.") + len("3."))
     assert len({p.seed for _, p, n in script.calls if n > 1}) == 3

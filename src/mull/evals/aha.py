@@ -40,6 +40,7 @@ from mull.ledger import Budget
 from mull.types import Completion, Cost, SamplingParams, StepKind, Trace, Verdict
 
 MAX_BANNED = 20_000  # sequences; more would make every token slow
+_GIVEN_UP = re.compile(r"\b(no|back)\W*$")
 
 
 # -------------------------------------------------------------------------------------------------- bans
@@ -136,8 +137,17 @@ def within(thoughts: Sequence[Thought], has: Has) -> Estimate:
 
 
 def approaches(thought: Thought) -> int:
-    """How many times a thought gives something up and then goes on: a backtrack that is not its last step."""
-    return sum(step.kind is StepKind.BACKTRACK for step in thought.steps[:-1])
+    """How many times a thought gives something up, in a line that ends in `no` or `back`, and goes on with a line that
+    is no check. Lines that are written again count once together, also where no line said why."""
+    count, given_up, rewriting = 0, False, False
+    for step in thought.steps:
+        gives_up = step.kind in (StepKind.CHECK, StepKind.BACKTRACK) and _GIVEN_UP.search(step.text) is not None
+        if step.kind is not StepKind.CHECK:
+            rewrites = step.kind is StepKind.BACKTRACK and not gives_up
+            count += given_up or (rewrites and not rewriting)
+            given_up, rewriting = False, rewrites
+        given_up |= gives_up
+    return count
 
 
 def cut(chat: Chat, tokens: Sequence[int], word: str) -> tuple[int, int] | None:
@@ -150,7 +160,7 @@ def cut(chat: Chat, tokens: Sequence[int], word: str) -> tuple[int, int] | None:
     for token in tokens[:close]:
         text += stream.push(token)
         ends.append(len(text))
-    found = re.search(rf"(?<![^\n ]){re.escape(word)}\b", text)
+    found = re.search(rf"(?<![^\n ]){re.escape(word)}(?!\w)", text)
     if found is None:
         return None
     before = sum(end <= found.start() for end in ends)
@@ -198,8 +208,8 @@ async def around(
     """Goes back to where chains of `evaluation` began with `word`, at most `each` chains of a problem, and samples on:
     `budget.samples` times with the word, as often with it banned, and once stopping there (greedily).
 
-    A continuation has what is left of think_tokens + answer_tokens. The word is part of the given prefix, so that
-    "with" is the model's own distribution of what comes after it.
+    A chain has think_tokens + answer_tokens in all, those before the point and those of the word included. The word is
+    part of the given prefix, so that "with" is the model's own distribution of what comes after it.
     """
 
     async def one(h: Held, trace: Trace, leaf: int, place: tuple[int, int], number: int):
@@ -207,11 +217,12 @@ async def around(
         prompt, (before, behind) = chat.prompt(h.problem.question.text), place
         left = max(1, budget.think_tokens + budget.answer_tokens - before)
         params = SamplingParams(left, seed=derive_seed(seed, number))
+        behind_word = replace(params, max_tokens=max(1, left - (behind - before)))
         banned = bans(chat, [word], h.problem.question.text)
         stop = _without_trailing_space(chat, tokens[:before])
         free, held, [ended] = await together(
             (
-                sampler.sample([*prompt, *tokens[:behind]], params, budget.samples),
+                sampler.sample([*prompt, *tokens[:behind]], behind_word, budget.samples),
                 sampler.sample([*prompt, *tokens[:before]], replace(params, banned=banned), budget.samples),
                 sampler.sample([*prompt, *stop, *chat.think_close], SamplingParams(budget.answer_tokens, 0.0)),
             )
