@@ -180,8 +180,12 @@ def test_values_are_those_of_the_states_whatever_shares_the_batch(critic: ValueM
         return Path(tokens, tuple(i for i in range(3, len(tokens)) if rng.random() < 0.8), 3, False)
 
     paths = [path(n) for n in (7, 12, 3, 9)] + [Path((1, 2, 3, 4), (), 3, True)]
-    together, read = read_values(critic, paths, 512)
-    apart, most = read_values(critic, paths, 24)
+    together, read, keys = read_values(critic, paths, 512)
+    apart, most, most_keys = read_values(critic, paths, 24)
+    [shared] = state_batches(paths, 512)
+    assert shared.batch.sees_BTT is not None
+    assert keys == int(shared.batch.sees_BTT[0, :read].sum()), "a token sees itself and its ancestors, no other branch"
+    assert keys < most_keys and most_keys <= sum(n * (n + 1) // 2 for n in map(len, (p.tokens for p in paths)))
     assert read < most, "what chains share is read once where they fit into one batch"
     assert [len(v) for v in together] == [len(p.states) if p.actions else 0 for p in paths]
     for p, values, again in zip(paths, together, apart, strict=True):
@@ -197,8 +201,8 @@ def test_values_are_those_of_the_states_whatever_shares_the_batch(critic: ValueM
 def test_states_are_split_where_they_do_not_fit(critic: ValueModel):
     paths = [Path((1, 2, *[3 + i] * 20), tuple(range(2, 22)), 2, False) for i in range(5)]
     parts = state_batches(paths, 64)
-    assert [i for _, part, _ in parts for i in part] == [0, 1, 2, 3, 4] and len(parts) > 1
-    assert all(batch.tokens_BT.numel() <= 64 for batch, _, _ in parts)
-    assert all(len(batch.at_N) == 21 * len(part) for batch, part, _ in parts)
+    assert [i for part in parts for i in part.paths] == [0, 1, 2, 3, 4] and len(parts) > 1
+    assert all(part.batch.tokens_BT.numel() <= 64 for part in parts)
+    assert all(len(part.batch.at_N) == 21 * len(part.paths) for part in parts)
     with pytest.raises(UserError, match="raise the tokens per micro-batch"):
         state_batches(paths, 16)

@@ -316,6 +316,14 @@ def test_a_chain_without_end_is_worth_nothing_or_what_the_critic_expects(home: P
             assert len(gain) == 1 and (gain.pop() > 0.5 if path.cut else gain == set() or gain == {0.0})
             number += path.cut
     assert 0 < number < 24
+    for _, rewards in chains.groups:  # as an overlong penalty would have it
+        rewards[:] = [r if r is None else r - 0.5 for r in rewards]
+    penalised = credit.by_values(replace(cfg, truncated="bootstrap"), critic, chains)
+    for group, paths in enumerate(credit.group_paths(chains)):
+        for leaf, path in enumerate(paths):
+            a, b = goes_on.advantages[group][leaf], penalised.advantages[group][leaf]
+            assert a is not None and b is not None
+            assert [y - x for x, y in zip(a, b, strict=True)] == pytest.approx([-0.5] * len(a), abs=1e-4), path.cut
 
 
 # --------------------------------------------------------------------------------------------- what it costs
@@ -338,6 +346,9 @@ def test_everything_is_charged(home: Path, tmp_path: Path):
         ledger, row = cost[name]
         assert ledger["credit"]["scorer_tokens"] > 0 and ledger["critic"]["trained_tokens"] > 0
         assert row["trained_tokens"] == ledger["critic"]["trained_tokens"] + ledger["training"]["trained_tokens"]
+        reads = 2 if name == "prime" else 1  # forward passes over what is then learnt, forward and backward
+        assert cfg.critic_epochs == 1
+        assert ledger["critic"]["flops"] == pytest.approx(3 * ledger["credit"]["flops"] / reads)
     assert cost["prm"][0]["scorer"]["scorer_tokens"] > 0 and "scorer" not in cost["ppo"][0]
 
 

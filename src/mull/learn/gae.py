@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -112,8 +113,17 @@ def _variance(numbers: Sequence[float]) -> float:
     return math.fsum((x - mean) ** 2 for x in numbers) / len(numbers)
 
 
-def state_batches(paths: Sequence[Path], max_tokens: int) -> list[tuple[ValueBatch, list[int], int]]:
-    """The states of one question's paths, as trees (see `values`): (batch, which paths, tokens) in order.
+class StateBatch(NamedTuple):
+    """One tree of a question's paths, and what reading it takes."""
+
+    batch: ValueBatch
+    paths: list[int]  # which of them, in order
+    tokens: int  # padding not counted
+    keys: int  # that these tokens attend to in all
+
+
+def state_batches(paths: Sequence[Path], max_tokens: int) -> list[StateBatch]:
+    """The states of one question's paths, as trees (see `values`), in order.
 
     `batch.at_N` runs through the paths and, in each, through `Path.states`: before every action, then the end. Labels
     are placeholders. Paths are split over several batches where they do not fit into `max_tokens` together; UserError
@@ -134,24 +144,27 @@ def state_batches(paths: Sequence[Path], max_tokens: int) -> list[tuple[ValueBat
     for part in parts:
         group: Group = tuple(ValueSample(paths[i].tokens, [Label(n, 0.0) for n in paths[i].states]) for i in part)
         [batch] = pack_values([group], max_tokens)
-        out.append((batch, part, tree_size(group)))
+        tokens = tree_size(group)
+        keys = int(batch.positions_BT[0, :tokens].sum()) + tokens  # a token's position is the number of its ancestors
+        out.append(StateBatch(batch, part, tokens, keys))
     return out
 
 
 @torch.no_grad()
-def read_values(model: ValueModel, paths: Sequence[Path], max_tokens: int) -> tuple[list[list[float]], int]:
-    """(V at each of the `states` of each path, the tokens that were read for it).
+def read_values(model: ValueModel, paths: Sequence[Path], max_tokens: int) -> tuple[list[list[float]], int, int]:
+    """(V at each of the `states` of each path, the tokens that were read for it, the keys that these attended to).
 
     The value is the head's number itself, without a sigmoid: returns may leave [0, 1], and the squared error wants no
     squashing. It starts near 0.
     """
     out: list[list[float]] = [[] for _ in paths]
-    read = 0
-    for batch, part, tokens in state_batches(paths, max_tokens):
+    read = seen = 0
+    for batch, part, tokens, keys in state_batches(paths, max_tokens):
         values = forward(model, to_device(batch, model.head.weight.device))[0].tolist()
         start = 0
         for i in part:
             n = len(paths[i].states)
             out[i], start = values[start : start + n], start + n
         read += tokens
-    return out, read
+        seen += keys
+    return out, read, seen

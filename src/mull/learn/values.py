@@ -109,6 +109,14 @@ def tree_size(group: Group) -> int:
     return len(_tree(group).tokens)
 
 
+def keys_seen(group: Group) -> int:
+    """Keys that a group's tokens attend to in all, each its ancestors and itself: attention's work on the tree."""
+    depths: list[int] = []
+    for parent in _tree(group).parents:
+        depths.append(depths[parent] + 1 if parent >= 0 else 1)
+    return sum(depths)
+
+
 def pack_values(groups: Sequence[Group], max_tokens: int, pad_to: int = 8) -> list[ValueBatch]:
     """The micro-batches of one optimiser step, largest first: at most `max_tokens` = rows x columns each.
 

@@ -32,7 +32,7 @@ from mull.learn.forward import batch_logprobs
 from mull.learn.labels import Complete, Estimated, Rollouts, make_chain
 from mull.learn.pack import to_device
 from mull.learn.paths import Path, path_of
-from mull.models.flops import train_flops
+from mull.models.flops import forward_flops, train_flops
 from mull.models.transformer import Transformer
 from mull.models.value import ValueModel
 from mull.recipes import rollouts
@@ -93,18 +93,20 @@ def by_values(
     """GAE over the critic's values of the outcomes, plus the dense rewards where there are any."""
     out = Credit([])
     paid: list[float] = []
-    read = 0
+    read = seen_keys = 0
     for number, ((_, rewards), paths) in enumerate(zip(chains.groups, group_paths(chains), strict=True)):
         counted = [i for i, (r, p) in enumerate(zip(rewards, paths, strict=True)) if r is not None and p.actions]
         with torch.autocast(cfg.device, torch.bfloat16, enabled=cfg.dtype == "bfloat16"):
-            found, tokens = gae.read_values(critic, [paths[i] for i in counted], cfg.micro_tokens)
+            found, tokens, keys = gae.read_values(critic, [paths[i] for i in counted], cfg.micro_tokens)
         read += tokens
+        seen_keys += keys
         advantages: list[list[float] | None] = [None] * len(paths)
         lessons = []
         for i, states in zip(counted, found, strict=True):
             path, outcome = paths[i], cfg.outcome_scale * float(rewards[i] or 0.0)
             goes_on = cfg.truncated == "bootstrap" and path.cut
-            rewarded = path.rewards(0.0 if goes_on else outcome, dense[number][i] if dense else ())
+            paid_now = min(outcome, 0.0) if goes_on else outcome  # a penalty for length stays
+            rewarded = path.rewards(paid_now, dense[number][i] if dense else ())
             paid.append(math.fsum(rewarded))
             end = states[-1] if goes_on else 0.0
             advantages[i] = gae.gae(rewarded, states[:-1], cfg.gamma, cfg.gae_lambda, end)
@@ -115,7 +117,7 @@ def by_values(
     old = [v for lessons in out.lessons for lesson in lessons for v in lesson.old]
     targets = [v for lessons in out.lessons for lesson in lessons for v in lesson.targets]
     out.seen = {"explained_variance": gae.explained_variance(old, targets), "value": mean(old), "paid": mean(paid)}
-    out.cost = Cost(scorer_tokens=read, flops=train_flops(critic.body.config, [read]) / 3)
+    out.cost = Cost(scorer_tokens=read, flops=forward_flops(critic.body.config, read, seen_keys, head_tokens=0))
     return out
 
 
@@ -129,9 +131,9 @@ def learn_values(
     share = max(1, -(-len(lessons) // cfg.minibatches))
     for start in list(range(0, len(lessons), share)) * cfg.critic_epochs:
         chunk = lessons[start : start + share]
-        states, total, sizes = sum(len(lesson.old) for group in chunk for lesson in group), 0.0, []
+        states, total = sum(len(lesson.old) for group in chunk for lesson in group), 0.0
         for group in chunk:
-            for batch, part, size in gae.state_batches([lesson.path for lesson in group], cfg.micro_tokens):
+            for batch, part, tokens, keys in gae.state_batches([lesson.path for lesson in group], cfg.micro_tokens):
                 batch = values.to_device(batch, cfg.device)
                 with torch.autocast(cfg.device, torch.bfloat16, enabled=cfg.dtype == "bfloat16"):
                     said_N = values.forward(critic, batch)[0]
@@ -142,10 +144,10 @@ def learn_values(
                 loss = gae.value_loss(said_N[known_N], targets_N[known_N], old_N[known_N], states, cfg.value_clip)
                 loss.backward()
                 total += float(loss.detach())
-                sizes.append(size)
+                flops = 3 * forward_flops(critic.body.config, tokens, keys, head_tokens=0)
+                cost += Cost(trained_tokens=tokens, flops=flops)
         optim.step(critic, optimizer, cfg.critic_lr, cfg.max_grad_norm)
         losses.append(total)
-        cost += Cost(trained_tokens=sum(sizes), flops=train_flops(critic.body.config, sizes))
     return {"value_loss": math.fsum(losses) / max(len(losses), 1)}, cost
 
 
@@ -262,14 +264,14 @@ def by_implicit(cfg: ActorCriticConfig, phi: Transformer, reference: Transformer
     probability of being right that phi gives a chain, before it learns from it."""
     out = Credit([])
     believed: list[float] = []
-    tokens = 0
+    lengths: list[int] = []
     for (_, rewards), paths in zip(chains.groups, group_paths(chains), strict=True):
         outcomes = [r if p.actions else None for r, p in zip(rewards, paths, strict=True)]
         todo = [prime.chain_sample(path) for path in paths]
         with torch.autocast(cfg.device, torch.bfloat16, enabled=cfg.dtype == "bfloat16"):
             mine = prime.action_logprobs(phi, todo, cfg.micro_tokens)
             theirs = prime.action_logprobs(reference, todo, cfg.micro_tokens)
-        tokens += sum(len(path.tokens) for path in paths)
+        lengths += [len(path.tokens) for path in paths]
         rewarded = [prime.token_rewards(p, q, cfg.prime_beta) for p, q in zip(mine, theirs, strict=True)]
         out.advantages.append(prime.advantages(rewarded, outcomes, cfg.process_weight, cfg.outcome_scale, cfg.gamma))
         out.lessons.append([])
@@ -280,7 +282,7 @@ def by_implicit(cfg: ActorCriticConfig, phi: Transformer, reference: Transformer
             label = min(max(outcome, 0.0), 1.0)  # a penalty for length makes nothing wronger than wrong
             out.lessons[-1].append(Lesson(path, chain=chain, outcome=label, reference=math.fsum(q)))
     out.seen = {"scorer": mean(believed)}
-    out.cost = Cost(scorer_tokens=2 * tokens, flops=2 * train_flops(phi.config, [tokens]) / 3)
+    out.cost = Cost(scorer_tokens=2 * sum(lengths), flops=2 * train_flops(phi.config, lengths) / 3)
     return out
 
 

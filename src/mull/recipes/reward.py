@@ -35,7 +35,7 @@ from mull.ledger import Budget, Ledger
 from mull.models import hf
 from mull.models.compiled import compile_layers
 from mull.models.deepen import deepen
-from mull.models.flops import train_flops
+from mull.models.flops import forward_flops
 from mull.models.nano import model_folder
 from mull.models.transformer import Transformer
 from mull.models.value import ScorerInfo, ValueModel, save_critic, save_value
@@ -43,7 +43,7 @@ from mull.progress import Mode, Progress
 from mull.recipes import reward_data as data
 from mull.recipes.epochs import in_epochs
 from mull.recipes.reward_eval import measured
-from mull.recipes.reward_lessons import Lesson, lessons, tokens_of
+from mull.recipes.reward_lessons import Lesson, keys_of, lessons, tokens_of
 from mull.recipes.rollouts import refuse_impossible
 from mull.recipes.sft import spent
 from mull.runfolder import RunFolder
@@ -154,15 +154,15 @@ def reward(cfg: RewardConfig, command: str = "", resume: bool = False, mode: Mod
                 update = optim.step(model, optimizer, lr, cfg.max_grad_norm)
                 step += 1
                 seconds = time.perf_counter() - began
-                lengths = [tokens_of(lesson) for lesson in chosen]
-                flops = train_flops(body.config, lengths)
-                ledger.charge("training", Cost(trained_tokens=sum(lengths), flops=flops, seconds=seconds))
+                tokens = sum(tokens_of(lesson) for lesson in chosen)
+                flops = 3 * forward_flops(body.config, tokens, sum(keys_of(lesson) for lesson in chosen))
+                ledger.charge("training", Cost(trained_tokens=tokens, flops=flops, seconds=seconds))
                 metrics: dict[str, Any] = {
                     **learnt,
                     "lr": lr,
                     "grad_norm": update.grad_norm,
                     "skipped_updates": int(update.skipped),
-                    "tokens_per_second": sum(lengths) / seconds,
+                    "tokens_per_second": tokens / seconds,
                     **spent(ledger),
                 }
                 if step == len(plan) and held:
