@@ -89,7 +89,7 @@ length() { # arm seed
         max) options=(-o length=lcpo_max -o "wanted=[24,192]") ;;
         words) options=(-o length=lcpo_exact -o "wanted=[24,192]" -o effort_words=true) ;;
         kimi | cosine) options=(-o "length=$1") ;;
-        overlong) options=(-o overlong_buffer=192 -o truncated=keep) ;;
+        overlong) options=(-o overlong_buffer=192) ;;
     esac
     local common=(--task countdown --seed "$2" --out "$out/countdown/$1-$2" "${levels[@]}")
     local few=(-o "problems=$length_problems" -o samples=8 -o eval_problems=0 -o step_tokens=4096 -o epochs=3)

@@ -24,7 +24,7 @@ from mull.chat.effort import WORDS, Effort
 from mull.engine.local import LocalEngine
 from mull.evals import arms, evidence
 from mull.evals.evaluate import evaluate, held_out, thought_tokens
-from mull.evals.metrics import percentile_interval
+from mull.evals.metrics import percentile_interval, share_interval
 from mull.files import write_whole
 from mull.ledger import Budget
 from mull.models import hf
@@ -110,6 +110,8 @@ def grid(run: Path) -> list[dict[str, Any]]:
     for name, asked, right_SPC, tokens_SPC in points(run):
         for column, values_SPC, unit in (("right", right_SPC, "share"), ("tokens used", tokens_SPC, "tokens")):
             [value] = arms.interval(values_SPC.mean(2, keepdims=True))
+            if unit == "share":
+                value = share_interval(*value, values_SPC.shape[1])
             claim = f"countdown, levels 1 and 2 / {name}{', ' * bool(asked)}{asked} / {column}"
             rows.append(arms.row(WHAT, claim, value, *values_SPC.shape[:2], unit=unit))
     return rows

@@ -76,5 +76,6 @@ def test_prompts_that_are_kept():
     assert keeps([1.0, 0.0, 0.0, 0.0]) and keeps([1.0, 1.0, 1.0, 0.0])
     assert not keeps([1.0] * 4) and not keeps([0.0] * 4)
     assert not keeps([1.0, *[0.0] * 7]) and keeps([1.0, *[0.0] * 4]), "an eighth is too hard, a fifth is not"
+    assert keeps([0.1, 0.2, -0.9, -1.0]) and not keeps([0.1, 0.2, 0.3, 0.4]), "penalties do not say who is right"
     assert keeps([1.0] * 4, high=1.0) and keeps([0.0] * 4, low=0.0)
     assert keeps([1.0, 0.0, None, None]) and not keeps([None, None]) and not keeps([1.0, None])

@@ -253,6 +253,7 @@ def test_correction_by_hand():
         ({"group_size": 1}, "group_size must be at least 2"),
         ({"beta1": -1.0}, "must not be negative"),
         ({"instruction": " "}, "the instruction is empty"),
+        ({"steps": 2, "stage1_steps": 3}, "stage1_steps=3 is more than steps=2"),
         ({"levels": (7,)}, "has no level among"),
         ({"think_tokens": 120}, "two attempts at any level 1 take up to"),
     ],

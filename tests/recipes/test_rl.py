@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+from collections.abc import Callable
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
@@ -17,9 +18,11 @@ from mull.engine.local import LocalEngine
 from mull.errors import UserError
 from mull.evals.evaluate import thought_tokens
 from mull.learn import losses
+from mull.learn.advantages import Rewards, constant
 from mull.learn.forward import batch_logprobs
 from mull.learn.pack import pack
 from mull.learn.samples import supervised, truncated
+from mull.learn.shaping import overlong_penalty
 from mull.models import hf
 from mull.recipes.rl import RLConfig, collect, rl, shaped_rewards, to_samples
 from mull.recipes.rollouts import Rollouts
@@ -98,13 +101,15 @@ CHANGES: list[tuple[str, Any, dict[str, Any]]] = [
     ("overlong_buffer", 6, {}),
     ("length", "kimi", {}),
     ("length", "cosine", {}),
-    ("length", "lcpo_exact", {}),
-    ("length", "lcpo_max", {}),
-    ("wanted", (3, 9), {"length": "lcpo_exact"}),
-    ("effort_words", True, {"length": "lcpo_max"}),
+    ("length", "lcpo_exact", {"wanted": (3, 12)}),
+    ("length", "lcpo_max", {"wanted": (3, 12)}),
+    *[("overlong_buffer", 6, {"length": form}) for form in ("kimi", "cosine")],
+    *[("overlong_buffer", 6, {"length": form, "wanted": (3, 12)}) for form in ("lcpo_exact", "lcpo_max")],
+    ("wanted", (3, 9), {"length": "lcpo_exact", "length_alpha": 0.05, "wanted": (3, 12)}),
+    ("effort_words", True, {"length": "lcpo_max", "wanted": (3, 12)}),
     ("length_alpha", 0.05, {"length": "lcpo_exact", "wanted": (3, 9)}),
     ("length_weight", 0.2, {"length": "kimi"}),
-    ("length_paper", True, {"length": "lcpo_exact"}),
+    ("length_paper", True, {"length": "lcpo_exact", "wanted": (3, 12)}),
     ("ratio_cap", 1.0, {}),
     ("clip_low", 0.01, {"algorithm": "grpo"}),
     ("clip_high", 0.01, {"algorithm": "grpo"}),
@@ -172,10 +177,10 @@ def test_no_option_is_left_untested():
 # ------------------------------------------------------------------------------------ groups and samples
 
 
-def rollouts(home: Path, cfg: RLConfig) -> Rollouts:
+def rollouts(home: Path, cfg: RLConfig, useless: Callable[[Rewards], bool] = constant) -> Rollouts:
     chat = Chat.load(cfg.model)
     engine = LocalEngine(hf.load(cfg.model), chat)
-    return asyncio.run(collect(cfg, [load_task(t) for t in cfg.tasks], engine, chat, 0, 0.5))
+    return asyncio.run(collect(cfg, [load_task(t) for t in cfg.tasks], engine, chat, 0, 0.5, useless))
 
 
 def test_constant_groups_are_dropped_and_replaced(home: Path):
@@ -215,6 +220,7 @@ def test_expert_iteration_is_cross_entropy_on_the_right_chains(home: Path):
     assert found[0].abs().max() > 1e-3 and torch.allclose(found[0], found[1], atol=1e-6)
     assert not config(home).method.useless([1.0, 0.0]) and config(home).method.useless([1.0, 1.0])
     assert chosen.useless([0.0, None]) and not chosen.useless([1.0, 1.0])
+    assert chosen.useless([-0.3, -1.0, 0.0]), "wrong chains, some of them long"
 
 
 def test_training_stops_once_so_many_tokens_were_learnt_from(home: Path, tmp_path: Path):
@@ -330,11 +336,30 @@ def test_prompts_ask_for_a_length_and_rewards_measure_against_it(home: Path, tmp
     run = replace(cfg, out=tmp_path / "run", steps=1, eval_every=1, eval_problems=2)
     rl(run, mode="quiet")
     assert json.loads((run.out / "metrics.jsonl").read_text().splitlines()[-1])["length_error"] > 0
-    assert cfg.most_effort == 20 and config(home, length="lcpo_max", effort_words=True).most_effort == "high"
+    words = config(home, length="lcpo_max", wanted=(4, 20), effort_words=True)
+    assert cfg.most_effort == 20 and words.most_effort == "high"
     assert config(home, length="kimi").most_effort is None
     for bad in ({"wanted": (0, 4)}, {"wanted": (9, 4)}, {"length_alpha": 0.0}):
         with pytest.raises(UserError, match="lcpo_exact needs wanted"):
             config(home, length="lcpo_exact", **bad)
+    with pytest.raises(UserError, match=r"wanted=\[4, 400\] asks for more tokens than a chain may have"):
+        config(home, length="lcpo_max", wanted=(4, 400))
+    config(home, wanted=(4, 400))  # asks for nothing
+
+
+def test_a_penalty_does_not_say_who_is_right(home: Path):
+    """The overlong penalty is added to what a length reward says, and a right chain that it brings below 0 is right."""
+    plain = config(home, length="cosine", group_size=16, truncated="keep")
+    cfg = replace(plain, overlong_buffer=plain.think_tokens + plain.answer_tokens - 1)
+    before, after = (rollouts(home, c, useless=lambda _: False) for c in (plain, cfg))
+    limit, seen = cfg.think_tokens + cfg.answer_tokens, 0
+    for (trace, shaped), (again, both) in zip(before.groups, after.groups, strict=True):
+        assert trace.spans == again.spans
+        for leaf, a, b in zip(trace.leaves, shaped, both, strict=True):
+            penalty = overlong_penalty(len(thought_tokens(trace, leaf)), limit, cfg.overlong_buffer)
+            assert b == pytest.approx(a + penalty)
+            seen += a > 0 > b
+    assert seen > 0
 
 
 def test_random_rewards_know_nothing_of_the_answers(home: Path, tmp_path: Path):

@@ -41,6 +41,11 @@ def learnt(sample: Sample, chat: Chat) -> tuple[str, str]:
             "<|user|>1+1<|end|><|assistant|><think>",
             "one more</think>2<|end|>",
         ),
+        (
+            {"question": "1+1", "answer": "one more</think>2"},  # the template has opened it
+            "<|user|>1+1<|end|><|assistant|><think>",
+            "one more</think>2<|end|>",
+        ),
         ({"prompt": "1+1", "answer": 2}, "<|user|>1+1<|end|><|assistant|><think></think>", "2<|end|>"),
         (
             {"question": "1+1", "answer": "<think>one more</think>\n2"},

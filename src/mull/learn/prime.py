@@ -39,9 +39,10 @@ from mull.types import Batch, Sample
 
 def keeps(outcomes: Rewards, low: float = 0.2, high: float = 0.8) -> bool:
     """Whether a question is neither too hard nor too easy: its share of right answers lies in [low, high]. Online
-    prompt filtering; chains that could not be judged do not count, and a question without a judged one is dropped."""
+    prompt filtering; chains that could not be judged do not count, and a question without a judged one is dropped. A
+    chain is right whose reward is above 0, whatever it lost for its length."""
     known = scorable(outcomes)
-    return bool(known) and low <= math.fsum(known) / len(known) <= high
+    return bool(known) and low <= sum(r > 0 for r in known) / len(known) <= high
 
 
 def token_rewards(logprobs: Sequence[float], reference: Sequence[float], beta: float) -> list[float]:

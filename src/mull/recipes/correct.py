@@ -103,6 +103,11 @@ class CorrectConfig:
             raise UserError("group_size must be at least 2: a group's mean is the baseline of its members")
         if min(self.alpha, self.beta1, self.beta2, self.stage1_steps) < 0:
             raise UserError("alpha, beta1, beta2 and stage1_steps must not be negative")
+        if self.method == "score" and self.stage1_steps > self.steps:
+            raise UserError(
+                f"stage1_steps={self.stage1_steps} is more than steps={self.steps}, and stage II would never come: "
+                "set it lower, or equal for stage I alone"
+            )
         if not self.instruction.strip():
             raise UserError("the instruction is empty: say what asks for the second attempt")
 

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import asyncio
 import copy
+import functools
 import random
 import time
 from collections.abc import Callable, Sequence
@@ -126,6 +127,11 @@ class RLConfig:
                 f"{self.length} needs wanted=[low, high] with 0 < low <= high and a length_alpha above 0, not "
                 f"{list(self.wanted)} and {self.length_alpha}"
             )
+        if self.asks_for_length and self.wanted[1] > self.think_tokens + self.answer_tokens:
+            raise UserError(
+                f"wanted={list(self.wanted)} asks for more tokens than a chain may have, think_tokens + answer_tokens ="
+                f" {self.think_tokens + self.answer_tokens}: lower it, or raise these"
+            )
 
     @property
     def asks_for_length(self) -> bool:
@@ -145,8 +151,14 @@ class RLConfig:
 # ------------------------------------------------------------------------------------------------ rewards
 
 
-def shaped_rewards(cfg: RLConfig, traces: Sequence[Trace], rng: random.Random) -> list[float | None]:
-    """One group's rewards: the graders' (or the control's coin flips), after length penalty and truncation policy."""
+def shaped_rewards(
+    cfg: RLConfig,
+    traces: Sequence[Trace],
+    rng: random.Random,
+    by_length: Callable[[list[float | None]], list[float | None]] = lambda rewards: rewards,
+) -> list[float | None]:
+    """One group's rewards: the graders' (or the control's coin flips), after truncation policy, length reward and
+    overlong penalty, in this order: a length reward asks which chains are right, and a penalty must not answer it."""
     rewards = samples.rewards(traces)
     if cfg.random_reward:
         rewards = list(advantages.random_rewards(len(rewards), rng))
@@ -155,6 +167,7 @@ def shaped_rewards(cfg: RLConfig, traces: Sequence[Trace], rng: random.Random) -
         rewards = shaping.zero_truncated(rewards, cut)
     if cfg.truncated == "leave_out":
         rewards = shaping.leave_out_truncated(rewards, cut)
+    rewards = by_length(list(rewards))
     if cfg.overlong_buffer:  # last, so that a chain cut at the limit is never better off than one that ended late
         limit = cfg.think_tokens + cfg.answer_tokens
         lengths = [len(thought_tokens(t, leaf)) for t in traces for leaf in t.leaves]
@@ -163,7 +176,7 @@ def shaped_rewards(cfg: RLConfig, traces: Sequence[Trace], rng: random.Random) -
     return list(rewards)
 
 
-def shaped_by_length(cfg: RLConfig, trace: Trace, rewards: list[float | None], wanted: int) -> list[float | None]:
+def shaped_by_length(cfg: RLConfig, trace: Trace, wanted: int, rewards: list[float | None]) -> list[float | None]:
     if cfg.length == "none":
         return rewards
     return length.shaped(
@@ -208,8 +221,8 @@ async def collect(
         wish = length.draw_wanted(rng, *cfg.wanted, cfg.effort_words) if cfg.asks_for_length else None
         question = ask(problem.question, wish.effort if wish else None)
         trace = await sample(question, sampler, chat, copy.copy(budget), decoding, rng.getrandbits(62))
-        rewards = shaped_rewards(cfg, [grade(task, problem, trace)], rng)
-        return trace, shaped_by_length(cfg, trace, rewards, wish.tokens if wish else 0)
+        by_length = functools.partial(shaped_by_length, cfg, trace, wish.tokens if wish else 0)
+        return trace, shaped_rewards(cfg, [grade(task, problem, trace)], rng, by_length)
 
     while len(out.groups) < cfg.groups and out.asked < 4 * cfg.groups:
         wanted = max(2, round((cfg.groups - len(out.groups)) / max(mixed_share, 0.25)))
