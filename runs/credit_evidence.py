@@ -44,25 +44,40 @@ SCORED = ("potential", "difference", "only-difference", "only-sum")
 
 
 def hacking(run: Path, first: int = 5, last: int = 5) -> list[dict[str, Any]]:
-    """What the scorer thinks of the chains, and what is true of them, at the start and the end of training."""
+    """What the scorer thinks of the chains, and what is true of them, at the start and the end of training. Checks are
+    counted in the one question of each step whose chains the run keeps."""
     rows = []
     for arm in SCORED:
         label = EXPERIMENT.arms[arm]
         by_seed = [
-            [r for r in read_jsonl(p) if r["step"] > 0] for p in sorted((run / TASK).glob(f"{arm}-*/metrics.jsonl"))
+            [{**r, "checks": checks(p.parent, r["step"])} for r in read_jsonl(p) if r["step"] > 0]
+            for p in sorted((run / TASK).glob(f"{arm}-*/metrics.jsonl"))
         ]
         for key, name in (
             ("scorer", "the scorer's opinion"),
             ("truth", "right answers"),
             ("length", "tokens of a chain"),
+            ("entropy", "nats of entropy a token"),
+            ("checks", "lines that are checks"),
         ):
             for part, when in ((slice(0, first), "first"), (slice(-last, None), "last")):
-                means = [float(np.mean([r[key] for r in rows_[part] if r.get(key) is not None])) for rows_ in by_seed]
+                found = [[r[key] for r in rows_[part] if r.get(key) is not None] for rows_ in by_seed]
+                if not all(found):  # the policy does not learn while the critic warms up, and its entropy is not known
+                    continue
+                means = [float(np.mean(values)) for values in found]
                 claim = f"{label} / {name} / {when} five steps (range over seeds)"
-                unit = "tokens" if key == "length" else "share"
+                unit = {"length": "tokens", "entropy": "nats"}.get(key, "share")
                 value = (float(np.mean(means)), min(means), max(means))
                 rows.append(arms.row(EXPERIMENT, claim, value, len(means), len(means), unit))
     return rows
+
+
+def checks(run: Path, step: int) -> float | None:
+    """The share of a step's lines that check something, true or not; None where nothing was written."""
+    rows = read_jsonl(run / "traces" / f"step_{step:06}.jsonl")
+    thoughts = [chain["text"].partition("</think>")[0] for row in rows for chain in row["chains"]]
+    lines = [line for thought in thoughts for line in thought.split("\n") if line.strip()]
+    return sum(line.startswith("check") for line in lines) / len(lines) if lines else None
 
 
 def main(what: str, run: Path, *more: str) -> None:
