@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Which verifier helps, and up to which N: majority, ORM, PRM from exact labels, PRM from rollouts, critic.
 # Same generator (nano), 512 held-out problems of chain and of addition, 256 chains each, 3 training seeds.
-# Trains 24 scorers and scores 260,000 chains with each; goes on where it was stopped. Hours on two cores.
+# Trains 24 scorers and scores 131,072 chains with each; goes on where it was stopped. Hours on two cores.
 #
 #   runs/verifiers.sh [run folder]
 set -euo pipefail
