@@ -97,7 +97,7 @@ queued() { # piece: its jobs
             ;;
         reflect)
             for seed in $seeds; do
-                echo "reflect addition [2,3] [4] $seed"
+                echo "reflect addition [2,3] [5] $seed" # of four digits are the further problems
                 echo "reflect chain [1,2] [3] $seed"
             done
             ;;

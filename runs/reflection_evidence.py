@@ -60,7 +60,7 @@ REFLECT = {
 }
 REFLECT_TASKS = {
     "chain": {"in_distribution": "levels 1 and 2", "harder": "level 3 (not trained)", "further": "second turn"},
-    "addition": {"in_distribution": "2 and 3 digits", "harder": "4 digits (not trained)", "further": "second turn"},
+    "addition": {"in_distribution": "2 and 3 digits", "harder": "5 digits (not trained)", "further": "second turn"},
 }
 
 
