@@ -183,6 +183,11 @@ def test_every_option_of_the_loss_changes_the_model(base: Path):
         {"normalised": True},
         {"nll": 1.0},
         {"sft_weight": 0.3},
+        {"lr": 2e-4},
+        {"warmup": 4},
+        {"weight_decay": 5.0},
+        {"max_grad_norm": 0.01},
+        {"dtype": "bfloat16"},
         {"seed": 1},
     ]
     models = [trained(f"run-{i}", **given) for i, given in enumerate(options)]

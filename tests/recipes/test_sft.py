@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from mull.chat import Chat
 from mull.errors import UserError
@@ -200,6 +202,38 @@ def test_the_loss_falls_and_what_was_learnt_is_said(tmp_path: Path, chat: Chat):
     engine = LocalEngine(hf.load(folder), Chat.load(folder))
     [said] = asyncio.run(engine.sample(chat.prompt("3?"), SamplingParams(20, temperature=0)))
     assert chat.split(said.tokens) == ("hm", "yes", True) and said.tokens[-1] == chat.turn_end
+
+
+OPTIONS: list[dict[str, Any]] = [
+    {},
+    {"tasks": ("countdown",)},
+    {"levels": (2,)},
+    {"source": "imperfect"},
+    {"steps": 5},
+    {"step_tokens": 300},
+    {"lr": 1e-2},
+    {"warmup": 4},
+    {"final_lr": 1e-2},
+    {"weight_decay": 5.0},
+    {"max_grad_norm": 0.01},
+    {"dtype": "bfloat16"},
+    {"seed": 1},
+]
+
+
+def test_every_option_changes_what_is_learnt(tmp_path: Path):
+    base, found = save_tiny(tmp_path / "shared"), []
+    for number, options in enumerate(OPTIONS):
+        more = {"steps": 3, "warmup": 1, "eval_problems": 0, "max_grad_norm": 100.0, **options}
+        folder = sft(replace(config(tmp_path), model=str(base), out=tmp_path / f"run{number}", **more), mode="quiet")
+        found.append(torch.cat([p.detach().flatten() for p in hf.load(folder).parameters()]))
+    same = [(OPTIONS[i], OPTIONS[j]) for i in range(len(found)) for j in range(i) if torch.equal(found[i], found[j])]
+    assert not same
+    elsewhere = {"model", "out", "data", "micro_tokens", "checkpoint_every", "compile", "device", "threads"}
+    evaluation = {"eval_every", "eval_problems", "eval_samples", "think_tokens", "answer_tokens"}
+    assert {name for options in OPTIONS for name in options} | elsewhere | evaluation == {
+        f.name for f in fields(SFTConfig)
+    }
 
 
 def test_it_measures_before_and_after(tmp_path: Path):

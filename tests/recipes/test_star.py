@@ -184,6 +184,7 @@ VARIATIONS: dict[str, dict[str, Any]] = {
     "warmup": {"warmup": 3},
     "weight_decay": {"weight_decay": 10.0},
     "max_grad_norm": {"max_grad_norm": 0.01},
+    "dtype": {"dtype": "bfloat16"},
     "step_tokens": {"step_tokens": 120},
     "think_tokens": {"think_tokens": 12},
     "seed": {"seed": 1},
