@@ -33,29 +33,26 @@ reflect() { # task levels harder seed
     "$bin/python" runs/reflection_evidence.py passes "$out" "$1" "$4"
 }
 
-# Every method samples about as many tokens a step: one of single attempts asks twice as many questions. What holds the
-# first attempt in stage I is stronger here than the recipe's defaults (beta2=0.1, credit=sum), under which it moved
-# nearly as far as the second. Stage I is long: a second attempt learns to repeat the first before it learns to mend it.
+# Every method samples about as many tokens a step: one of single attempts asks twice as many questions. Stage I is long:
+# a second attempt learns to repeat the first before it learns to mend it.
 correct() { # arm seed
-    local options last=$steps stage1_steps=$((steps * 2 / 3)) home=$out/correct/chain
+    local options=() last=$steps stage1_steps=$((steps * 2 / 3)) home=$out/correct/chain
     case $1 in
-        stage1) options=(-o baseline=attempt) last=$stage1_steps ;;
+        stage1) last=$stage1_steps ;;
         score) # goes on from its own stage I, which is measured, too
             correct stage1 "$2"
             if [ ! -d "$home/score-$2" ]; then
                 rm -rf "$home/score-$2.part"
                 cp -r "$home/stage1-$2" "$home/score-$2.part" && mv "$home/score-$2.part" "$home/score-$2"
             fi
-            options=(-o baseline=attempt)
             ;;
-        no-stage1) options=(-o baseline=attempt) stage1_steps=0 ;;
-        no-bonus) options=(-o baseline=attempt -o alpha=0) ;;
+        no-stage1) stage1_steps=0 ;;
+        no-bonus) options=(-o alpha=0) ;;
         star) options=(--method star -o groups=64) last=$((steps / 4)) ;; # few mend: a step needs many chains
         first | pair_sft) options=(--method "$1" -o groups=32) ;;
     esac
     "$bin/mull" correct --task chain --steps "$last" --seed "$2" --resume --quiet --out "$home/$1-$2" -o 'levels=[1]' \
-        -o "stage1_steps=$stage1_steps" -o groups=16 -o group_size=8 -o beta2=1 -o credit=own -o eval_problems=0 \
-        -o dtype=bfloat16 "${options[@]}"
+        -o "stage1_steps=$stage1_steps" -o groups=16 -o group_size=8 -o eval_problems=0 -o dtype=bfloat16 "${options[@]}"
     "$bin/python" runs/reflection_evidence.py attempts "$out" "$held" "$1" "$2"
 }
 

@@ -11,9 +11,10 @@ KL; then both are, with a bonus for getting better. What each turn earns is in `
     method="pair_sft"   cross-entropy on right attempts put behind wrong ones, both sampled from the starting model
     method="star"       cross-entropy on the model's own second attempts that mended a wrong first one
 
-Departures: every group is learnt from, those with equal rewards too, for the KL holds there as well; one learning rate
-and one reference (the starting model) for both stages; STaR filters and learns in every step, not in a few large
-rounds.
+Departures: the defaults hold the first attempt more firmly in stage I than the paper's (beta2=0.1, credit="sum"), and
+stage I is two thirds of the steps (docs/methods/correct.md says why); every group is learnt from, those with equal
+rewards too, for the KL holds there as well; one learning rate and one reference (the starting model) for both stages;
+STaR filters and learns in every step, not in a few large rounds.
 """
 
 from __future__ import annotations
@@ -70,13 +71,13 @@ class CorrectConfig:
     tasks: tuple[str, ...] = ("chain",)
     levels: tuple[int, ...] = (1, 2)
     method: Literal["score", "first", "pair_sft", "star"] = "score"
-    steps: int = 100  # both stages
-    stage1_steps: int = 30  # of them, in stage I (score); 0: no stage I
+    steps: int = 150  # both stages
+    stage1_steps: int = 100  # of them, in stage I (score); 0: no stage I
     alpha: float = 10.0  # of the bonus for a better second attempt, in stage II; 0: none
     beta1: float = 0.01  # weight of the KL to the starting model, on all that is sampled
-    beta2: float = 0.1  # in stage I and on the first attempt, added to beta1
-    credit: Literal["own", "sum", "shaped"] = "sum"  # what the first attempt's tokens earn: see learn/correct.py
-    baseline: Literal["group", "attempt"] = "group"  # of the second attempt's tokens
+    beta2: float = 1.0  # in stage I and on the first attempt, added to beta1
+    credit: Literal["own", "sum", "shaped"] = "own"  # what the first attempt's tokens earn: see learn/correct.py
+    baseline: Literal["group", "attempt"] = "attempt"  # of the second attempt's tokens
     instruction: str = INSTRUCTION  # what asks for the second attempt
     groups: int = 16  # questions of one step
     group_size: int = 16  # chains for each of them
