@@ -8,8 +8,8 @@
 #            The trained models are those of runs/rl_against_sft.sh where its run folder has them, else short ones of
 #            its own; which, is settled when a model is first needed and stays so for the run folder.
 #
-# Three seeds. About 75 minutes on two cores, ten more where aha trains its own models; goes on where it was stopped.
-# PIECES="reflect correct" leaves the third for another day; each has tables of its own.
+# Three seeds. Nearly two hours on two cores, of which correct takes more than one; goes on where it was stopped.
+# PIECES="reflect aha" leaves the third for another day; each has tables of its own.
 #
 #   runs/reflection.sh [run folder]
 set -euo pipefail
