@@ -19,7 +19,7 @@ export OMP_NUM_THREADS=1 OMP_WAIT_POLICY=passive
 out=$1
 bin=${BIN:-.venv/bin}
 seeds=${SEEDS:-0 1 2}
-pieces=${PIECES:-aha correct reflect}   # the longest jobs come first
+pieces=${PIECES:-correct reflect aha}   # the longest jobs come first
 problems=${PROBLEMS:-1000}              # worked ones, of reflect; three passes over them, as in the paper
 steps=${STEPS:-150}                     # of correct; two thirds of them in stage I
 tokens=${TOKENS:-600000}                # that aha's own models learn from, where it has to train them

@@ -11,7 +11,7 @@ import torch
 from mull.errors import UserError
 from mull.learn import optim, values
 from mull.learn.labels import Label
-from mull.learn.values import ValueSample, forward, keys_seen, pack_values, tree_size
+from mull.learn.values import ValueSample, forward, pack_values, tree_work
 from mull.models.attention import causal
 from mull.models.value import ValueModel
 from tests.engine.small import FAMILIES, model, prompts
@@ -123,8 +123,9 @@ def test_a_tree_learns_what_its_chains_learn_alone(kind, family):
         assert loss == pytest.approx(found[0][0], rel=1e-5)
         assert torch.allclose(gradient, found[0][1], atol=1e-5)
     [tree] = pack_values([tuple(chains)], 10_000, pad_to=1)
-    assert tree.tokens_BT.numel() == tree_size(tuple(chains)) == 14 + 6 + 3 + 4 + 5 + 6
-    assert tree.sees_BTT is not None and keys_seen(tuple(chains)) == int(tree.sees_BTT.sum())
+    tokens, keys = tree_work(tuple(chains))
+    assert tree.tokens_BT.numel() == tokens == 14 + 6 + 3 + 4 + 5 + 6
+    assert tree.sees_BTT is not None and keys == int(tree.sees_BTT.sum())
     assert tree.denominator == 11 and tree.lm_denominator == sum(len(c.tokens) - 14 for c in chains)
 
 

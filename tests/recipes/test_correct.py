@@ -22,7 +22,7 @@ from mull.search.turns import attempts
 from mull.tasks.load import load_task
 from mull.types import StopReason, Verdict
 from tests.recipes.test_resume import broken_run, finish, same_run
-from tests.recipes.tiny import ENDS, save_tiny
+from tests.recipes.tiny import ENDS, save_tiny, weights
 
 LEVELS = """
 
@@ -69,10 +69,6 @@ def config(home: Path, **changes: Any) -> CorrectConfig:
         ),
         **changes,
     )
-
-
-def weights(folder: Path) -> torch.Tensor:
-    return torch.cat([p.detach().flatten() for p in hf.load(folder).parameters()])
 
 
 runs: dict[str, torch.Tensor] = {}

@@ -15,7 +15,7 @@ from mull.errors import UserError
 from mull.models import hf
 from mull.recipes.distill import DistillConfig, distill
 from tests.recipes.test_resume import broken_run, finish, same_run
-from tests.recipes.tiny import ENDS, save_tiny
+from tests.recipes.tiny import ENDS, save_tiny, weights
 
 
 @pytest.fixture
@@ -54,10 +54,6 @@ def config(base: Path, out: str, **options: Any) -> DistillConfig:
 
 def rows(out: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (out / "metrics.jsonl").open()]
-
-
-def weights(folder: Path) -> torch.Tensor:
-    return torch.cat([p.flatten() for p in hf.load(folder).state_dict().values()])
 
 
 # ------------------------------------------------------------------------------------------------ end to end

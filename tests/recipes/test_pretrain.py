@@ -8,8 +8,8 @@ from typing import Any
 
 import torch
 
-from mull.models import hf
 from mull.recipes.pretrain import PretrainConfig, pretrain
+from tests.recipes.tiny import weights
 
 PLAIN: dict[str, Any] = dict(
     tasks=("chain", "addition"),
@@ -43,8 +43,7 @@ OPTIONS: list[dict[str, Any]] = [
 
 def test_every_option_changes_what_is_learnt(tmp_path: Path):
     def trained(name: str, options: dict[str, Any]) -> torch.Tensor:
-        folder = pretrain(PretrainConfig(out=tmp_path / name, **{**PLAIN, **options}), mode="quiet")
-        return torch.cat([p.detach().flatten() for p in hf.load(folder).parameters()])
+        return weights(pretrain(PretrainConfig(out=tmp_path / name, **{**PLAIN, **options}), mode="quiet"))
 
     found = [trained(f"run{number}", options) for number, options in enumerate(OPTIONS)]
     same = [(OPTIONS[i], OPTIONS[j]) for i in range(len(found)) for j in range(i) if torch.equal(found[i], found[j])]

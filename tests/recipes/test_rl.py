@@ -27,7 +27,7 @@ from mull.models import hf
 from mull.recipes.rl import RLConfig, collect, rl, shaped_rewards, to_samples
 from mull.recipes.rollouts import Rollouts
 from mull.tasks.load import load_task
-from tests.recipes.tiny import ENDS, save_tiny
+from tests.recipes.tiny import ENDS, save_tiny, weights
 
 
 @pytest.fixture(scope="module")
@@ -59,10 +59,6 @@ def config(home: Path, **changes: Any) -> RLConfig:
         ),
         **changes,
     )
-
-
-def weights(folder: Path) -> torch.Tensor:
-    return torch.cat([p.detach().flatten() for p in hf.load(folder).parameters()])
 
 
 runs: dict[str, torch.Tensor] = {}

@@ -17,7 +17,7 @@ from mull.models.nano import write_tokenizer
 from mull.recipes.sft import SFTConfig, document_of, rows, sft, solutions
 from mull.tasks.load import load_task
 from mull.types import Sample
-from tests.recipes.tiny import save_tiny
+from tests.recipes.tiny import save_tiny, weights
 
 
 @pytest.fixture(scope="module")
@@ -226,7 +226,7 @@ def test_every_option_changes_what_is_learnt(tmp_path: Path):
     for number, options in enumerate(OPTIONS):
         more = {"steps": 3, "warmup": 1, "eval_problems": 0, "max_grad_norm": 100.0, **options}
         folder = sft(replace(config(tmp_path), model=str(base), out=tmp_path / f"run{number}", **more), mode="quiet")
-        found.append(torch.cat([p.detach().flatten() for p in hf.load(folder).parameters()]))
+        found.append(weights(folder))
     same = [(OPTIONS[i], OPTIONS[j]) for i in range(len(found)) for j in range(i) if torch.equal(found[i], found[j])]
     assert not same
     elsewhere = {"model", "out", "data", "micro_tokens", "checkpoint_every", "compile", "device", "threads"}

@@ -22,7 +22,7 @@ from mull.recipes.star import StarConfig, iteration_file, star
 from mull.recipes.star_data import asked_of, drawn, summary
 from mull.tasks.load import load_task
 from tests.recipes.test_resume import broken_run, equal, finish, same_run
-from tests.recipes.tiny import ENDS, save_tiny
+from tests.recipes.tiny import ENDS, save_tiny, weights
 
 HINTED = '''
 
@@ -75,10 +75,6 @@ def config(base: Path, out: Path, **more: Any) -> StarConfig:
 def run(cfg: StarConfig) -> list[dict[str, Any]]:
     star(cfg, mode="quiet")
     return [json.loads(line) for line in (cfg.out / "metrics.jsonl").open()]
-
-
-def weights(folder: Path) -> torch.Tensor:
-    return torch.cat([p.detach().flatten() for p in hf.load(folder).parameters()])
 
 
 def contains(tokens: Any, part: list[int]) -> bool:

@@ -35,6 +35,11 @@ def save_tiny(folder: Path, seed: int = 0, max_positions: int = 256) -> Path:
     return folder
 
 
+def weights(folder: Path) -> torch.Tensor:
+    """All parameters of a saved model, one behind the other."""
+    return torch.cat([p.detach().flatten() for p in hf.load(folder).parameters()])
+
+
 ENDS = '''
 """Tasks for random models: half of all texts are right, and so is the empty answer of a chain that was cut off."""
 from zlib import crc32

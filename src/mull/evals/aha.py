@@ -31,7 +31,7 @@ from mull.chat.steps import thought_end
 from mull.engine.sampler import Sampler, derive_seed
 from mull.engine.together import together
 from mull.errors import StopReason, UserError
-from mull.evals.behaviour import Thought
+from mull.evals.behaviour import Thought, last_word
 from mull.evals.correction import Correction, correction
 from mull.evals.evaluate import Evaluation, Held, thought_tokens
 from mull.evals.grade import judge
@@ -40,7 +40,6 @@ from mull.ledger import Budget
 from mull.types import Completion, Cost, SamplingParams, StepKind, Trace, Verdict
 
 MAX_BANNED = 20_000  # sequences; more would make every token slow
-_GIVEN_UP = re.compile(r"\b(no|back)\W*$")
 
 
 # -------------------------------------------------------------------------------------------------- bans
@@ -141,7 +140,7 @@ def approaches(thought: Thought) -> int:
     is no check. Lines that are written again count once together, also where no line said why."""
     count, given_up, rewriting = 0, False, False
     for step in thought.steps:
-        gives_up = step.kind in (StepKind.CHECK, StepKind.BACKTRACK) and _GIVEN_UP.search(step.text) is not None
+        gives_up = step.kind in (StepKind.CHECK, StepKind.BACKTRACK) and last_word(step) in ("no", "back")
         if step.kind is not StepKind.CHECK:
             rewrites = step.kind is StepKind.BACKTRACK and not gives_up
             count += given_up or (rewrites and not rewriting)

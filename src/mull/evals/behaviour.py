@@ -66,14 +66,19 @@ class Behaviour:
     says_no: Estimate  # share of checks that say no
 
 
+def last_word(step: StepVerdict) -> str:
+    """Of a line, in small letters; "" where it has none."""
+    found = _LAST_WORD.search(step.text)
+    return found[1].lower() if found else ""
+
+
 def check_says_no(step: StepVerdict) -> bool:
     """Whether a check line ends in `no`, as the tasks' checks write it ("check 3+4=8 no").
 
     >>> check_says_no(StepVerdict("check 3+4=8 no", True, StepKind.CHECK))
     True
     """
-    found = _LAST_WORD.search(step.text)
-    return step.kind is StepKind.CHECK and found is not None and found[1].lower() == "no"
+    return step.kind is StepKind.CHECK and last_word(step) == "no"
 
 
 def describe(thoughts: Iterable[Thought], says_no: Callable[[StepVerdict], bool] = check_says_no) -> Behaviour:

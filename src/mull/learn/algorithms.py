@@ -27,11 +27,6 @@ class Method:
     useless: Callable[[Rewards], bool] = constant
 
 
-def no_right(rewards: Rewards) -> bool:
-    """Whether a group has no right chain to learn from. A penalty for length takes a wrong one's reward below 0."""
-    return not any(r is not None and r > 0 for r in rewards)
-
-
 def method(name: Algorithm, ratio_cap: float, clip_low: float, clip_high: float | None, longest: int) -> Method:
     """The choices that a name stands for; each function's docstring names the paper.
 
@@ -66,4 +61,4 @@ def method(name: Algorithm, ratio_cap: float, clip_low: float, clip_high: float 
             return Method(each(mean.grpo), losses.gspo, losses.sequence_mean)
         case "expert":  # weight 1 whatever the ratio: cross-entropy on the right chains
             likelihood = functools.partial(losses.cispo, floor=1.0, cap=1.0)
-            return Method(each(mean.positive), likelihood, losses.token_mean, no_right)
+            return Method(each(mean.positive), likelihood, losses.token_mean, lambda rs: not any(mean.positive(rs)))

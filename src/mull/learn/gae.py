@@ -27,7 +27,7 @@ from torch import Tensor
 from mull.learn.advantages import EPSILON, constant
 from mull.learn.labels import Label
 from mull.learn.paths import Path
-from mull.learn.values import Group, ValueBatch, ValueSample, forward, pack_values, to_device, tree_size
+from mull.learn.values import Group, ValueBatch, ValueSample, forward, pack_values, to_device, tree_work
 from mull.models.value import ValueModel
 
 
@@ -144,9 +144,7 @@ def state_batches(paths: Sequence[Path], max_tokens: int) -> list[StateBatch]:
     for part in parts:
         group: Group = tuple(ValueSample(paths[i].tokens, [Label(n, 0.0) for n in paths[i].states]) for i in part)
         [batch] = pack_values([group], max_tokens)
-        tokens = tree_size(group)
-        keys = int(batch.positions_BT[0, :tokens].sum()) + tokens  # a token's position is the number of its ancestors
-        out.append(StateBatch(batch, part, tokens, keys))
+        out.append(StateBatch(batch, part, *tree_work(group)))
     return out
 
 

@@ -104,17 +104,13 @@ def _tree(group: Group) -> _Tree:
     return tree
 
 
-def tree_size(group: Group) -> int:
-    """Tokens that a group takes in a batch, padding not counted."""
-    return len(_tree(group).tokens)
-
-
-def keys_seen(group: Group) -> int:
-    """Keys that a group's tokens attend to in all, each its ancestors and itself: attention's work on the tree."""
+def tree_work(group: Group) -> tuple[int, int]:
+    """(tokens that a group takes in a batch, padding not counted; keys that they attend to in all: each its ancestors
+    and itself)."""
     depths: list[int] = []
     for parent in _tree(group).parents:
         depths.append(depths[parent] + 1 if parent >= 0 else 1)
-    return sum(depths)
+    return len(depths), sum(depths)
 
 
 def pack_values(groups: Sequence[Group], max_tokens: int, pad_to: int = 8) -> list[ValueBatch]:

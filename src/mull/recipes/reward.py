@@ -43,7 +43,7 @@ from mull.progress import Mode, Progress
 from mull.recipes import reward_data as data
 from mull.recipes.epochs import in_epochs
 from mull.recipes.reward_eval import measured
-from mull.recipes.reward_lessons import Lesson, keys_of, lessons, tokens_of
+from mull.recipes.reward_lessons import Lesson, lessons, work_of
 from mull.recipes.rollouts import refuse_impossible
 from mull.recipes.sft import spent
 from mull.runfolder import RunFolder
@@ -133,7 +133,8 @@ def reward(cfg: RewardConfig, command: str = "", resume: bool = False, mode: Mod
         cfg.out, configs.to_toml(cfg), command, cfg.seed, resume, may_change=("threads", "checkpoint_every")
     ) as run:
         todo, made = prepared(cfg, tasks, policy, chat, ledger, mode)
-        plan = in_epochs([tokens_of(lesson) for lesson in todo], cfg.epochs, cfg.step_tokens, cfg.seed)
+        work = [work_of(lesson) for lesson in todo]
+        plan = in_epochs([tokens for tokens, _ in work], cfg.epochs, cfg.step_tokens, cfg.seed)
         plan = plan[: cfg.max_steps or None]
         if latest := run.latest():
             step, state = latest
@@ -149,13 +150,13 @@ def reward(cfg: RewardConfig, command: str = "", resume: bool = False, mode: Mod
             while step < len(plan):
                 began = time.perf_counter()
                 chosen = [todo[i] for i in plan[step]]
+                tokens, keys = (sum(numbers) for numbers in zip(*(work[i] for i in plan[step]), strict=True))
                 learnt = learn(cfg, model, chosen)
                 lr = optim.cosine(step, peak=cfg.lr, total=len(plan), warmup=cfg.warmup)
                 update = optim.step(model, optimizer, lr, cfg.max_grad_norm)
                 step += 1
                 seconds = time.perf_counter() - began
-                tokens = sum(tokens_of(lesson) for lesson in chosen)
-                flops = 3 * forward_flops(body.config, tokens, sum(keys_of(lesson) for lesson in chosen))
+                flops = 3 * forward_flops(body.config, tokens, keys)
                 ledger.charge("training", Cost(trained_tokens=tokens, flops=flops, seconds=seconds))
                 metrics: dict[str, Any] = {
                     **learnt,

@@ -13,7 +13,7 @@ from mull.errors import UserError
 from mull.learn import labels as lab
 from mull.learn.critique import OK, critique_sample, critique_text, plant
 from mull.learn.labels import Chain, Label
-from mull.learn.values import Group, ValueSample, keys_seen, tree_size
+from mull.learn.values import Group, ValueSample, tree_work
 from mull.models.flops import causal_context
 from mull.recipes.reward_data import Labelled, Sampled, different
 from mull.tasks.base import Checked
@@ -26,14 +26,11 @@ Lesson = Group | Sample  # for a value model, for a critic
 PLANTINGS = 4  # rounds over all chains, at most
 
 
-def tokens_of(lesson: Lesson) -> int:
-    """How many tokens go through the model for it."""
-    return tree_size(lesson) if isinstance(lesson, tuple) else len(lesson.tokens)
-
-
-def keys_of(lesson: Lesson) -> int:
-    """How many keys these tokens attend to."""
-    return keys_seen(lesson) if isinstance(lesson, tuple) else causal_context(0, len(lesson.tokens))
+def work_of(lesson: Lesson) -> tuple[int, int]:
+    """(tokens that go through the model for it, keys that they attend to)."""
+    if isinstance(lesson, tuple):
+        return tree_work(lesson)
+    return len(lesson.tokens), causal_context(0, len(lesson.tokens))
 
 
 def together(samples: Sequence[ValueSample], most: int, step: int = 1) -> list[Lesson]:

@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import asyncio
 import copy
-import functools
 import random
 import time
 from collections.abc import Callable, Sequence
@@ -151,14 +150,8 @@ class RLConfig:
 # ------------------------------------------------------------------------------------------------ rewards
 
 
-def shaped_rewards(
-    cfg: RLConfig,
-    traces: Sequence[Trace],
-    rng: random.Random,
-    by_length: Callable[[list[float | None]], list[float | None]] = lambda rewards: rewards,
-) -> list[float | None]:
-    """One group's rewards: the graders' (or the control's coin flips), after truncation policy, length reward and
-    overlong penalty, in this order: a length reward asks which chains are right, and a penalty must not answer it."""
+def judged(cfg: RLConfig, traces: Sequence[Trace], rng: random.Random) -> list[float | None]:
+    """One group's rewards: the graders' (or the control's coin flips), after the truncation policy."""
     rewards = samples.rewards(traces)
     if cfg.random_reward:
         rewards = list(advantages.random_rewards(len(rewards), rng))
@@ -167,8 +160,13 @@ def shaped_rewards(
         rewards = shaping.zero_truncated(rewards, cut)
     if cfg.truncated == "leave_out":
         rewards = shaping.leave_out_truncated(rewards, cut)
-    rewards = by_length(list(rewards))
-    if cfg.overlong_buffer:  # last, so that a chain cut at the limit is never better off than one that ended late
+    return list(rewards)
+
+
+def penalised(cfg: RLConfig, traces: Sequence[Trace], rewards: Rewards) -> list[float | None]:
+    """The overlong penalty. It comes last: a chain cut at the limit is never better off than one that ended late, and
+    a length reward, which asks who is right, is not answered by a penalty."""
+    if cfg.overlong_buffer:
         limit = cfg.think_tokens + cfg.answer_tokens
         lengths = [len(thought_tokens(t, leaf)) for t in traces for leaf in t.leaves]
         penalties = [shaping.overlong_penalty(n, limit, cfg.overlong_buffer) for n in lengths]
@@ -176,7 +174,12 @@ def shaped_rewards(
     return list(rewards)
 
 
-def shaped_by_length(cfg: RLConfig, trace: Trace, wanted: int, rewards: list[float | None]) -> list[float | None]:
+def shaped_rewards(cfg: RLConfig, traces: Sequence[Trace], rng: random.Random) -> list[float | None]:
+    """Both, for those who have no length reward between them."""
+    return penalised(cfg, traces, judged(cfg, traces, rng))
+
+
+def shaped_by_length(cfg: RLConfig, trace: Trace, rewards: list[float | None], wanted: int) -> list[float | None]:
     if cfg.length == "none":
         return rewards
     return length.shaped(
@@ -221,8 +224,9 @@ async def collect(
         wish = length.draw_wanted(rng, *cfg.wanted, cfg.effort_words) if cfg.asks_for_length else None
         question = ask(problem.question, wish.effort if wish else None)
         trace = await sample(question, sampler, chat, copy.copy(budget), decoding, rng.getrandbits(62))
-        by_length = functools.partial(shaped_by_length, cfg, trace, wish.tokens if wish else 0)
-        return trace, shaped_rewards(cfg, [grade(task, problem, trace)], rng, by_length)
+        rewards = judged(cfg, [grade(task, problem, trace)], rng)
+        rewards = shaped_by_length(cfg, trace, rewards, wish.tokens if wish else 0)
+        return trace, penalised(cfg, [trace], rewards)
 
     while len(out.groups) < cfg.groups and out.asked < 4 * cfg.groups:
         wanted = max(2, round((cfg.groups - len(out.groups)) / max(mixed_share, 0.25)))

@@ -170,8 +170,7 @@ def document_of(row: Any, chat: Chat) -> Sample:
         raise UserError("the question must be a text or a list of messages, and the thought a text")
     if thought is None and "</think>" in answer:
         thought, _, answer = answer.partition("</think>")
-        before, opened, after = thought.partition("<think>")  # often a template's prompt has opened it
-        thought, answer = (after if opened else before).strip(), answer.strip()
+        thought, answer = thought.rpartition("<think>")[2].strip(), answer.strip()  # often the prompt has opened it
     if thought is None:
         return supervised(chat.prompt(question, think=False), [*chat.encode(answer), chat.turn_end])
     return supervised(chat.prompt(question), chat.reply(thought, answer))
