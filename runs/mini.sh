@@ -2,8 +2,8 @@
 # Mini: how much of a trained model goes into one of a third its size, and what becomes of its answers when its thoughts
 # are held short.
 #   Students on chain: the teacher is nano after RL. Off-policy from fresh weights (all right chains, the shortest right
-#   one, all chains unverified), from one of the teacher's layers, and from a small base; on-policy after that; RL alone
-#   from the small base, and the small base itself.
+#   one, all chains unverified), from one of the teacher's layers, and from a small base; on-policy after that, beside
+#   as many tokens more off-policy; RL alone from the small base for equal tokens, and the small base itself.
 #   Lengths on countdown, where thoughts are searches of very different length: token targets, effort words, rewards for
 #   short chains, long-to-short, beside cutting chains off and closing their thoughts by force.
 # An hour and three quarters on two cores, if runs/rl_against_sft.sh has left its models; a quarter more if not. Goes on
@@ -18,8 +18,8 @@ out=$1
 bin=${BIN:-.venv/bin}
 pieces=${PIECES:-lengths students}
 trained=${TRAINED:-runs/rl-against-sft} # whose rl-0 is the teacher, where it is there
-rl_tokens=${RL_TOKENS:-1500000}         # learnt from by teachers and by RL alone, prompts included
-tokens=${TOKENS:-6000000}               # learnt from by a fresh student, and by the small base
+rl_tokens=${RL_TOKENS:-1500000}         # learnt from by teachers, prompts included
+tokens=${TOKENS:-6000000}               # learnt from by a fresh student, by the small base, and by RL alone
 problems=${PROBLEMS:-16384}             # questions to the teacher, 4 chains each
 on_steps=${ON_STEPS:-200}
 seeds=${SEEDS:-0 1 2}
@@ -64,9 +64,13 @@ student() { # arm seed
         layers) off layers "$2" right -o init=layers -o layers=1 "${fresh[@]}" ;;
         small-right) off small-right "$2" right --student "$small" -o lr=2e-3 ;;
         on) distill on "$2" --method on --student "$out/chain/small-right-$2/model" --steps "$on_steps" -o lr=1e-3 ;;
+        more) # the control of on-policy: as many tokens of the teacher's chains again
+            off more "$2" right --student "$out/chain/small-right-$2/model" -o lr=1e-3 \
+                -o "trained_tokens=$("$bin/python" runs/mini_evidence.py learnt "$out" on "$2")"
+            ;;
         rl) # where nothing is solved nothing is learnt from: then the sampled tokens end it
-            "$bin/mull" rl --model "$small" --task chain --steps 2000 --seed "$2" --out "$out/chain/rl-$2" \
-                -o "trained_tokens=$rl_tokens" -o "sampled_tokens=$((4 * rl_tokens))" "${levels[@]}"
+            "$bin/mull" rl --model "$small" --task chain --steps 9000 --seed "$2" --out "$out/chain/rl-$2" \
+                -o "trained_tokens=$tokens" -o "sampled_tokens=$((4 * tokens))" "${levels[@]}"
             ;;
         small)
             "$bin/mull" pretrain --task chain --steps $((tokens / 2048)) --seed "$2" --out "$out/chain/small-$2" \
@@ -74,7 +78,10 @@ student() { # arm seed
             ;;
     esac
     "$bin/python" runs/mini_evidence.py measure "$out" "$1" "$2"
-    if [ "$1" = small-right ]; then student on "$2"; fi
+    case $1 in
+        small-right) student on "$2" ;;
+        on) student more "$2" ;;
+    esac
 }
 
 # ------------------------------------------------------------------------------------------------ lengths

@@ -2,6 +2,7 @@
 
 python runs/mini_evidence.py traces RUN QUESTIONS TOKENS   the teacher's chains; epochs of each kind for TOKENS or more
 python runs/mini_evidence.py measure RUN ARM SEED          RUN/chain/ARM-SEED.json: 16 chains for each held-out problem
+python runs/mini_evidence.py learnt RUN ARM SEED           prints the tokens it learnt from, without those before it
 python runs/mini_evidence.py table RUN                     docs/evidence/mini*.json
 
 TEST_PROBLEMS is the number of held-out problems, 256 unless it is set.
@@ -29,7 +30,8 @@ from mull.recipes.search_data import trace_of
 from mull.tasks.load import load_task
 
 KEEPS: tuple[Keep, ...] = ("right", "shortest", "all")
-SPLIT = "levels 1 and 2"
+SPLIT = "levels 1 and 2"  # one measurement; the tables have each level, too
+LEVELS = {SPLIT: (1, 2), "level 1": (1,), "level 2": (2,)}
 ARMS = {
     "teacher": "teacher: nano after RL",
     "fresh-right": "fresh, all right chains",
@@ -38,15 +40,17 @@ ARMS = {
     "layers": "one of the teacher's layers, all right chains",
     "small-right": "small base, all right chains",
     "on": "small base, all right chains, then on-policy",
+    "more": "small base, all right chains, then more of them",
     "rl": "small base, RL alone",
     "small": "small base",
 }
-BEFORE = {"on": "small-right", "small-right": "small", "rl": "small"}  # what an arm goes on from
+BEFORE = {"on": "small-right", "more": "small-right", "small-right": "small", "rl": "small"}  # what an arm goes on from
 PAIRS = [
     ("fresh-right", "fresh-all"),
     ("fresh-shortest", "fresh-right"),
     ("small-right", "fresh-right"),
     ("on", "small-right"),
+    ("on", "more"),
     ("small-right", "rl"),
     ("on", "rl"),
     ("rl", "small"),
@@ -93,19 +97,27 @@ def there(run: Path) -> list[str]:
     return [arm for arm in ARMS if list((run / "chain").glob(f"{arm}-[0-9]*.json"))]
 
 
+def read(run: Path, arm: str, levels: tuple[int, ...]) -> np.ndarray:
+    """pass@k of the problems of these levels [S, P, K]."""
+    path = sorted((run / "chain").glob(f"{arm}-[0-9]*.json"))[0]
+    at_P = [int(p["id"].split("/")[1]) in levels for p in json.loads(path.read_text())[SPLIT]]
+    return arms.read(experiment(run), run, "chain", arm, SPLIT)[:, at_P]
+
+
 def accuracy(run: Path) -> list[dict[str, Any]]:
-    """Every arm's pass@1 and pass@16, and its share of the teacher's pass@1."""
+    """Every arm's pass@1 and pass@16, and its share of the teacher's pass@1, on both levels and on each."""
     what, rows = experiment(run), []
-    teacher_PK = arms.read(what, run, "chain", "teacher", SPLIT)[0]
-    for arm in there(run):
-        found_SPK = arms.read(what, run, "chain", arm, SPLIT)
-        values = [share_interval(*value, found_SPK.shape[1]) for value in arms.interval(found_SPK)]
-        cells = {f"pass@{k}": value for k, value in zip(what.ks, values, strict=True)}
-        if arm != "teacher":
-            cells["of the teacher's pass@1"] = share_of(found_SPK[:, :, 0], teacher_PK[:, 0])
-        for column, value in cells.items():
-            claim = f"chain, {SPLIT} / {ARMS[arm]} / {column}"
-            rows.append(arms.row(what, claim, value, *found_SPK.shape[:2]))
+    for split, levels in LEVELS.items():
+        teacher_PK = read(run, "teacher", levels)[0]
+        for arm in there(run):
+            found_SPK = read(run, arm, levels)
+            values = [share_interval(*value, found_SPK.shape[1]) for value in arms.interval(found_SPK)]
+            cells = {f"pass@{k}": value for k, value in zip(what.ks, values, strict=True)}
+            if arm != "teacher":
+                cells["of the teacher's pass@1"] = share_of(found_SPK[:, :, 0], teacher_PK[:, 0])
+            for column, value in cells.items():
+                claim = f"chain, {split} / {ARMS[arm]} / {column}"
+                rows.append(arms.row(what, claim, value, *found_SPK.shape[:2]))
     return rows
 
 
@@ -126,18 +138,21 @@ def share_of(values_SP: np.ndarray, teacher_P: np.ndarray, resamples: int = 2000
 
 
 def compared(run: Path) -> list[dict[str, Any]]:
+    """Differences of pass@1, paired by problem and by seed, on both levels and on each."""
     what, rows = experiment(run), []
     for a, b in PAIRS:
         if a in there(run) and b in there(run):
-            delta_SPK = arms.read(what, run, "chain", a, SPLIT) - arms.read(what, run, "chain", b, SPLIT)
-            for k, value in zip(what.ks, arms.interval(delta_SPK), strict=True):
-                claim = f"chain, {SPLIT}, pass@{k}: {ARMS[a]} minus {ARMS[b]}"
-                rows.append(arms.row(what, claim, value, *delta_SPK.shape[:2], unit="points"))
+            for split, levels in LEVELS.items():
+                delta_SP1 = (read(run, a, levels) - read(run, b, levels))[:, :, :1]
+                [value] = arms.interval(delta_SP1)
+                claim = f"chain, pass@1 / {ARMS[a]} minus {ARMS[b]} / {split}"
+                rows.append(arms.row(what, claim, value, *delta_SP1.shape[:2], unit="points"))
     return rows
 
 
 def costs(run: Path) -> list[dict[str, Any]]:
-    """Parameters, tokens of a chain, and what was spent on an arm and on all that it goes on from."""
+    """Parameters, tokens of a chain, and what was spent on a student and on all that it goes on from; nothing of the
+    teacher's training, for which no student pays."""
     what, rows = experiment(run), []
     for arm in there(run):
         label, paths = ARMS[arm], sorted((run / "chain").glob(f"{arm}-[0-9]*.json"))
@@ -147,24 +162,31 @@ def costs(run: Path) -> list[dict[str, Any]]:
         tokens_SP = np.array([[p["tokens"] for p in json.loads(path.read_text())[SPLIT]] for path in paths])
         [value] = arms.interval(tokens_SP[:, :, None])
         rows.append(arms.row(what, f"{label}: tokens of a chain", value, *tokens_SP.shape[:2], unit="tokens"))
+        if arm == "teacher":
+            continue
         spent = [spent_on(run, arm, path.stem.rpartition("-")[2]) for path in paths]
         for unit, found in zip(("tokens learnt from", "TFLOPs"), zip(*spent, strict=True), strict=True):
             value = (float(np.mean(found)), float(min(found)), float(max(found)))
-            claim = f"{label}: {unit}, with all before it (range over seeds)"
+            claim = f"{label}: {unit}, with the students before it (range over seeds)"
             rows.append(arms.row(what, claim, value, len(found), len(found), unit.split()[0]))
     return rows
 
 
 def spent_on(run: Path, arm: str, seed: str) -> tuple[float, float]:
     """(tokens learnt from, 10^12 FLOPs with those of sampling), of a run and those that it goes on from. Students share
-    the teacher's chains; each is charged all of them. The teacher's own training is charged to the teacher alone."""
-    folder = run / "chain" / ("teacher" if arm == "teacher" else f"{arm}-{seed}")
-    rows = list(read_jsonl(folder / "metrics.jsonl"))
-    last = rows[-1]
-    tokens = last["trained_tokens"] if "trained_tokens" in last else sum(row["tokens"] for row in rows)
-    flops = last["flops"] + last.get("rollout_flops", 0.0) + rows[0].get("search_flops", 0.0)
+    the teacher's chains; each is charged all of them, but once."""
+    rows = list(read_jsonl(run / "chain" / f"{arm}-{seed}" / "metrics.jsonl"))
+    flops = rows[-1]["flops"] + rows[-1].get("rollout_flops", 0.0)
+    if arm != "more":  # they are in what it goes on from
+        flops += rows[0].get("search_flops", 0.0)
     before = spent_on(run, BEFORE[arm], seed) if arm in BEFORE else (0.0, 0.0)
-    return float(tokens) + before[0], flops / 1e12 + before[1]
+    return learnt(run, arm, seed) + before[0], flops / 1e12 + before[1]
+
+
+def learnt(run: Path, arm: str, seed: str) -> float:
+    """Tokens learnt from, prompts included."""
+    rows = list(read_jsonl(run / "chain" / f"{arm}-{seed}" / "metrics.jsonl"))
+    return float(rows[-1]["trained_tokens"] if "trained_tokens" in rows[-1] else sum(row["tokens"] for row in rows))
 
 
 def main(what: str, run: str, *more: str) -> None:
@@ -172,6 +194,8 @@ def main(what: str, run: str, *more: str) -> None:
         traces(run, *map(int, more))
     elif what == "measure":
         measure(Path(run), *more)
+    elif what == "learnt":
+        print(int(learnt(Path(run), *more)))
     else:
         tables = {"mini": accuracy, "mini-compared": compared, "mini-cost": costs}
         for name, rows in {name: table(Path(run)) for name, table in tables.items()}.items():

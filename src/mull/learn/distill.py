@@ -123,22 +123,20 @@ def refuse_other_tokens(teacher: Chat, student: Chat, sizes: tuple[int, int]) ->
 
 
 def verified(traces: Sequence[Trace], keep: Keep = "shortest") -> list[Sample]:
-    """A graded teacher's chains as demonstrations: the shortest right one of each question, all right ones, or all that
-    ended, right or wrong (the ablation). Equal chains once; forced tokens are context; cut chains never.
+    """A graded teacher's chains as demonstrations: the shortest right one of each question, its different right ones
+    (as RFT, Yuan et al. 2308.01825), or all that ended, right or wrong (the ablation). Forced tokens are context; cut
+    chains never teach.
 
-    Shortest: a small student pays for every token, and slips in every line.
+    Shortest: a small student pays for every token, and slips in every line. All: as often as the teacher wrote them,
+    since right chains repeat more than wrong ones, and without its repetitions they are not what it writes.
     """
     if keep == "shortest":
         chosen = shortest_right(traces)
     else:
         paths = [(trace.question.id, path) for trace in traces for path in paths_of(trace)]
-        chosen = list(
-            {
-                (name, path.side.tokens): (name, path)
-                for name, path in paths
-                if not path.cut and (path.correct or keep == "all")
-            }.values()
-        )
+        chosen = [(name, path) for name, path in paths if not path.cut and (path.correct or keep == "all")]
+        if keep == "right":
+            chosen = list({(name, path.side.tokens): (name, path) for name, path in chosen}.values())
     groups = {name: i for i, name in enumerate(dict.fromkeys(name for name, _ in chosen))}
     samples = [sft_sample(path.prompt, path, group=groups[name]) for name, path in chosen]
     return [sample for sample in samples if sample is not None]
