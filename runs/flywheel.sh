@@ -23,7 +23,7 @@ job() { # task arm seed
         once) options=(-o turns=1 -o "problems=$((turns * problems))") ;;
         coin) task=runs/flywheel_coin.py:Coin options=(-o "turns=$(((turns + 1) / 2))" -o "problems=$problems") ;;
     esac
-    "$bin/mull" flywheel --task "$task" --seed "$3" --resume --quiet --out "$out/$1/$2-$3" "${options[@]}" \
+    "$bin/mull" flywheel --task "$task" --seed "$3" --resume --quiet --no-report --out "$out/$1/$2-$3" "${options[@]}" \
         -o 'levels=[1,2]' -o patience=99 -o "valid_problems=$held" -o "test_problems=$held" -o lr=3e-4 \
         -o step_tokens=4096 -o dtype=bfloat16 -o threads=1
 }

@@ -30,7 +30,7 @@ length_problems=${LENGTH_PROBLEMS:-1024}
 lengths=${LENGTHS:-plain exact max words kimi cosine overlong shortest pairs}
 
 shape=(-o layers=5 -o width=64) # 32% of nano's parameters
-levels=(-o "levels=[1,2]" -o dtype=bfloat16 --resume --quiet)
+levels=(-o "levels=[1,2]" -o dtype=bfloat16 --resume --quiet --no-report)
 
 teacher() { # task: what the other piece has trained, or the same RL here
     local folder=$out/$1/teacher found=$trained/$1/rl-0

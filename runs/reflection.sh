@@ -27,7 +27,7 @@ held=${HELD:-200}                       # held-out problems of each measurement
 trained=${TRAINED:-runs/rl-against-sft} # where aha looks for models
 
 reflect() { # task levels harder seed
-    "$bin/mull" reflect --task "$1" --seed "$4" --resume --quiet --out "$out/reflect/$1-$4" -o "levels=$2" \
+    "$bin/mull" reflect --task "$1" --seed "$4" --resume --quiet --no-report --out "$out/reflect/$1-$4" -o "levels=$2" \
         -o "hard_levels=$3" -o "problems=$problems" -o passes=3 -o examples=16 -o lr=1e-3 -o dtype=bfloat16 \
         -o "eval_problems=$held" -o eval_samples=4
     "$bin/python" runs/reflection_evidence.py passes "$out" "$1" "$4"
@@ -51,7 +51,7 @@ correct() { # arm seed
         star) options=(--method star -o groups=64) last=$((steps / 4)) ;; # few mend: a step needs many chains
         first | pair_sft) options=(--method "$1" -o groups=32) ;;
     esac
-    "$bin/mull" correct --task chain --steps "$last" --seed "$2" --resume --quiet --out "$home/$1-$2" -o 'levels=[1]' \
+    "$bin/mull" correct --task chain --steps "$last" --seed "$2" --resume --quiet --no-report --out "$home/$1-$2" -o 'levels=[1]' \
         -o "stage1_steps=$stage1_steps" -o groups=16 -o group_size=8 -o eval_problems=0 -o dtype=bfloat16 "${options[@]}"
     "$bin/python" runs/reflection_evidence.py attempts "$out" "$held" "$1" "$2"
 }
@@ -63,7 +63,7 @@ model() { # sft|rl task seed: leaves it in $out/aha/models/KIND-TASK-SEED/model
         ln -s "$(realpath "$there")" "$here"
     fi
     [ ! -d "$here/model" ] || return 0
-    local common=(--task "$2" -o 'levels=[1,2]' --seed "$3" --resume --quiet -o dtype=bfloat16 --out "$here")
+    local common=(--task "$2" -o 'levels=[1,2]' --seed "$3" --resume --quiet --no-report -o dtype=bfloat16 --out "$here")
     case $1 in
         sft) "$bin/mull" sft "${common[@]}" --steps $((tokens / 8192)) -o lr=1e-3 -o eval_problems=0 ;;
         rl) "$bin/mull" rl "${common[@]}" --steps 2000 -o "trained_tokens=$tokens" -o lr=3e-4 ;;

@@ -19,7 +19,7 @@ rates=${RATES:-3e-4 1e-3 3e-3 6e-3}
 # learning has the demo's, and so has a second arm of fine-tuning, because the best rate forgets most.
 sweep() { # task
     for lr in $rates; do
-        "$bin/mull" sft --task "$1" -o 'levels=[1,2]' --seed 9 --resume --quiet -o dtype=bfloat16 \
+        "$bin/mull" sft --task "$1" -o 'levels=[1,2]' --seed 9 --resume --quiet --no-report -o dtype=bfloat16 \
             --out "$out/$1/sweep-$lr" -o eval_problems=0 --steps $((tokens / 8192)) -o "lr=$lr" >&2
     done
     # shellcheck disable=SC2086
@@ -30,7 +30,7 @@ arms() { # task
     local task=$1 common best
     best=$(sweep "$task")
     for seed in $seeds; do
-        common=(--task "$task" -o 'levels=[1,2]' --seed "$seed" --resume --quiet -o dtype=bfloat16)
+        common=(--task "$task" -o 'levels=[1,2]' --seed "$seed" --resume --quiet --no-report -o dtype=bfloat16)
         rl=("${common[@]}" --steps 2000 -o "trained_tokens=$tokens" -o lr=3e-4)
         sft=("${common[@]}" -o eval_problems=0 --steps $((tokens / 8192)))
         "$bin/mull" sft "${sft[@]}" --out "$out/$task/sft-$seed" -o "lr=$best"

@@ -32,7 +32,7 @@ base() { # seed
 star() { # arm seed [options]
     local arm=$1 seed=$2
     shift 2
-    "$bin/mull" star --task addition --model "$out/base-$seed/model" --seed "$seed" --resume --quiet \
+    "$bin/mull" star --task addition --model "$out/base-$seed/model" --seed "$seed" --resume --quiet --no-report \
         --out "$out/$arm-$seed" -o "iterations=$iterations" -o "levels=[1,2,3,4,5]" -o problems=4000 -o think_tokens=128 \
         -o replay=runs/star_base.py:Hints "${learning[@]}" "$@"
 }
@@ -41,7 +41,7 @@ star() { # arm seed [options]
 direct() { # seed
     local steps
     steps=$("$bin/python" runs/star_evidence.py direct "$out" "$1")
-    "$bin/mull" sft --model "$out/base-$1/model" --seed "$1" --resume --quiet --out "$out/direct-$1" \
+    "$bin/mull" sft --model "$out/base-$1/model" --seed "$1" --resume --quiet --no-report --out "$out/direct-$1" \
         -o "tasks=[\"addition\"]" -o "data=$out/direct-$1.jsonl" -o eval_problems=0 "${learning[@]}" \
         -o "steps=$steps" -o final_lr=3e-3 -o micro_tokens=2048 -o checkpoint_every=500
 }

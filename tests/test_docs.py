@@ -140,7 +140,7 @@ FOLDERS = ("src/", "docs/", "tests/", "runs/", "benchmarks/", "constraints/", ".
 SCRIPTS = "".join(script.read_text() for script in (ROOT / "runs").glob("*.sh"))
 MADE = {  # by running mull: by the documents' own examples, and by the scripts in runs/
     *("runs/demo", "runs/rl", "runs/sft", "runs/qwen", "runs/nano", "docs/evidence"),
-    *("runs/prm", "runs/compare", "runs/calibrate"),
+    *("runs/prm", "runs/compare", "runs/calibrate", "runs/random"),
     *re.findall(r"runs/[a-z-]+\b(?![._])", SCRIPTS),
 }
 

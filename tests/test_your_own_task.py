@@ -179,7 +179,6 @@ def test_the_pages_commands_train_on_it(home: Path, capsys: pytest.CaptureFixtur
     shorter = {
         "mull sft": ["--model", start, "--steps", "40", "-o", "step_tokens=512", "-o", "levels=1", *small],
         "mull rl": ["--steps", "2", "-o", "groups=2", "-o", "group_size=16", "-o", "levels=1", *small],
-        "mull report": [],
     }
     for command, further in shorter.items():
         [line] = [line for line in typed() if line.startswith(command + " ")]

@@ -15,17 +15,18 @@ from typing import Any
 import pytest
 
 from mull.cli import main
+from mull.errors import UserError
 from tests.cli.tools import RL, refused
 
 
 def test_rl_records_what_was_typed_and_resumes_with_its_own_settings(home: Path, capsys: pytest.CaptureFixture[str]):
     args = [*RL, "--model", "tiny", "--out", "a run", "--seed", "7"]
     assert main(args) == 0
-    assert capsys.readouterr().out == "model: a run/model\n"
+    assert capsys.readouterr().out == "model: a run/model\nreport: a run/report.html\n"
     about = json.loads((home / "a run" / "run.json").read_text())
     assert about["command"] == (
-        "mull rl --quiet --task any.py:Any --steps 2 -o groups=2 -o group_size=4 -o compile=false -o threads=1 "
-        "-o levels=1 -o think_tokens=12 -o answer_tokens=6 --model tiny --out 'a run' --seed 7"
+        "mull rl --quiet --task any.py:Any --steps 2 -o groups=2 -o group_size=4 -o eval_problems=4 -o compile=false "
+        "-o threads=1 -o levels=1 -o think_tokens=12 -o answer_tokens=6 --model tiny --out 'a run' --seed 7"
     )
     config = (home / "a run" / "config.toml").read_text()
     assert "seed = 7" in config and "group_size = 4" in config and 'tasks = ["any.py:Any"]' in config
@@ -34,6 +35,19 @@ def test_rl_records_what_was_typed_and_resumes_with_its_own_settings(home: Path,
     rows = [json.loads(line) for line in (home / "a run" / "metrics.jsonl").open()]
     assert [row["step"] for row in rows] == [1, 2, 3]
     assert "differs in lr" in refused(capsys, "rl", "--out", "a run", "--resume", "-o", "lr=1.0")
+
+
+def test_a_model_without_a_report(home: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch):
+    args = [*RL, "--model", "tiny", "--out", "run", "--no-report"]
+    assert main(args) == 0
+    assert capsys.readouterr().out == "model: run/model\n" and not (home / "run" / "report.html").exists()
+
+    def refuse(*_: Any, **__: Any) -> Path:
+        raise UserError("nothing can be measured")
+
+    monkeypatch.setattr("mull.recipes.report.report", refuse)
+    assert main(["rl", "--out", "run", "--resume", "--quiet"]) == 0
+    assert capsys.readouterr() == ("model: run/model\n", "no report: nothing can be measured\n")
 
 
 def test_a_file_an_override_and_a_flag_make_one_config(home: Path, monkeypatch: pytest.MonkeyPatch):

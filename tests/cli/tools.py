@@ -7,7 +7,21 @@ import pytest
 from mull.cli import main
 
 QUICK = ["-o", "compile=false", "-o", "threads=1", "-o", "levels=1", "-o", "think_tokens=12", "-o", "answer_tokens=6"]
-RL = ["rl", "--quiet", "--task", "any.py:Any", "--steps", "2", "-o", "groups=2", "-o", "group_size=4", *QUICK]
+RL = [
+    "rl",
+    "--quiet",
+    "--task",
+    "any.py:Any",
+    "--steps",
+    "2",
+    "-o",
+    "groups=2",
+    "-o",
+    "group_size=4",
+    "-o",
+    "eval_problems=4",
+    *QUICK,
+]
 
 
 def refused(capsys: pytest.CaptureFixture[str], *args: str) -> str:

@@ -87,6 +87,23 @@ def test_hostile_text_stays_text():
     assert any(HOSTILE in text for text in page.texts)
 
 
+def test_controls_stand_beside_the_gain_with_what_is_paired():
+    data: Any = report()
+    data["pass_at_1"]["controls"].append({"name": "<Teacher>", "accuracy": {**nothing(), "mean": 0.5}, "gain": None})
+    data["note"] = "of <second> attempts"
+    html = render(data)
+    assert "<dt>Random rewards</dt><dd>33.9%" in html and "<dt>After minus it</dt><dd>+28.5 points" in html
+    assert "<dt>&lt;Teacher&gt;</dt><dd>50.0%" in html and html.count("After minus it") == 1
+    assert '<p class="note">of &lt;second&gt; attempts</p>' in html
+    del data["pass_at_1"]["controls"]
+    with pytest.raises(UserError, match="another version"):
+        render(data)
+
+
+def nothing() -> dict[str, Any]:
+    return {"mean": None, "low": 0.0, "high": 1.0, "n": 0}
+
+
 def test_slots_inside_data_are_not_filled():
     data: Any = report()
     data["title"] = "{{js}}{{data}}"
@@ -125,12 +142,12 @@ def test_render_is_pure_and_its_data_json_able():
 def test_numbers_that_are_none_or_nan_and_text_that_is_no_unicode():
     data: Any = report()
     data["train"][0]["points"][2]["accuracy"] = None
-    data["pass_at_1"]["control"] = {"mean": math.nan, "low": 0.0, "high": 1.0, "n": 0}
+    data["pass_at_1"]["controls"][0]["accuracy"] = {"mean": math.nan, "low": 0.0, "high": 1.0, "n": 0}
     data["metrics"][0]["values"][0] = math.inf
     data["thoughts"][0]["after"]["lines"][0]["text"] = "half a pair: \ud83d"
     page = Page(render(data))
     shown = json.loads(page.scripts[0])
-    assert shown["metrics"][0]["values"][0] is None and shown["pass_at_1"]["control"]["mean"] is None
+    assert shown["metrics"][0]["values"][0] is None and shown["pass_at_1"]["controls"][0]["accuracy"]["mean"] is None
     assert not re.search(r"\b(nan|inf|none)\b", " ".join(page.texts), re.IGNORECASE)
 
 
@@ -193,7 +210,7 @@ def test_a_scorers_opinion_is_there_where_there_is_one_and_nowhere_else():
 def test_a_report_of_nothing_still_renders():
     data: Any = report()
     nothing = {"mean": None, "low": 0.0, "high": 1.0, "n": 0}
-    data["pass_at_1"] = {"base": nothing, "trained": nothing, "gain": None, "control": None}
+    data["pass_at_1"] = {"base": nothing, "trained": nothing, "gain": None, "controls": []}
     for key in ("train", "test", "thoughts", "behaviours", "metrics", "ledger"):
         data[key] = []
     data["lengths"] = {"before": [], "after": []}
@@ -225,7 +242,7 @@ def test_fixture_has_the_shape_that_is_documented():
     """So that the browser tests run on what a recipe must hand over, and not on something kinder."""
     data: Any = report()
     assert set(data) == set(report_data.ReportData.__required_keys__)
-    assert set(report_data.ReportData.__annotations__) - set(data) == {"opinion"}
+    assert set(report_data.ReportData.__annotations__) - set(data) == {"opinion", "note"}
     assert set(opinion()) == set(report_data.Opinion.__annotations__)
     shapes = {
         "train": report_data.TrainCurve,

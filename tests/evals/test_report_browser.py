@@ -303,7 +303,7 @@ def test_a_scorers_opinion_and_the_truth_are_on_one_chart(show):
 def test_a_run_with_almost_nothing(show):
     data: Any = report()
     nothing = {"mean": None, "low": 0.0, "high": 1.0, "n": 0}
-    data["pass_at_1"] = {"base": nothing, "trained": nothing, "gain": None, "control": None}
+    data["pass_at_1"] = {"base": nothing, "trained": nothing, "gain": None, "controls": []}
     for key in ("train", "test", "thoughts", "behaviours", "metrics", "ledger"):
         data[key] = []
     data["lengths"] = {"before": [], "after": []}

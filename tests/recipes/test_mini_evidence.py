@@ -49,6 +49,7 @@ def test_an_arm_is_charged_for_all_that_it_goes_on_from_and_for_the_teacher_s_ch
         "small-1": [{"tokens": 40, "flops": 1e12}, {"tokens": 60, "flops": 3e12}],
         "small-right-1": [{"search_flops": 5e12}, {"trained_tokens": 200, "flops": 2e12}],
         "on-1": [{"step": 0}, {"trained_tokens": 30, "flops": 4e12, "rollout_flops": 6e12}],
+        "more-1": [{"search_flops": 5e12}, {"trained_tokens": 30, "flops": 1e12}],
         "rl-1": [{"trained_tokens": 7, "flops": 8e12}],
     }
     for name, rows in metrics.items():
@@ -58,23 +59,33 @@ def test_an_arm_is_charged_for_all_that_it_goes_on_from_and_for_the_teacher_s_ch
     assert students.spent_on(tmp_path, "small", "1") == (100, 3)
     assert students.spent_on(tmp_path, "small-right", "1") == (300, 3 + 5 + 2)
     assert students.spent_on(tmp_path, "on", "1") == (330, 10 + 4 + 6)
+    assert students.spent_on(tmp_path, "more", "1") == (330, 10 + 1), "the same chains are charged once"
     assert students.spent_on(tmp_path, "rl", "1") == (107, 3 + 8)
 
 
 def test_a_table_has_the_arms_that_were_measured(tmp_path: Path):
-    def marks(right: int) -> dict[str, Any]:
-        return {students.SPLIT: [{"id": str(i), "n": 16, "right": right, "tokens": 20.0} for i in range(5)]}
+    def marks(easy: int, hard: int) -> dict[str, Any]:
+        rows = [(f"chain/{level}/{i}", right) for level, right in ((1, easy), (2, hard)) for i in range(5)]
+        return {students.SPLIT: [{"id": name, "n": 16, "right": right, "tokens": 20.0} for name, right in rows]}
 
-    write(tmp_path / "chain" / "teacher-0.json", marks(8))
+    write(tmp_path / "chain" / "teacher-0.json", marks(14, 2))
     for seed in (0, 1):
-        write(tmp_path / "chain" / f"small-{seed}.json", marks(4))
-        write(tmp_path / "chain" / f"rl-{seed}.json", marks(6))
-    found = {row["claim"].split(" / ", 1)[1]: row for row in students.accuracy(tmp_path)}
-    assert found["small base / of the teacher's pass@1"]["value"] == pytest.approx(0.5)
-    assert found["small base, RL alone / pass@1"]["value"] == pytest.approx(6 / 16)
-    assert found["small base / pass@16"]["value"] == 1 and "teacher: nano after RL / pass@1" in found
-    deltas = {row["claim"].split(": ", 1)[1]: row["value"] for row in students.compared(tmp_path)}
-    assert list(deltas) == ["small base, RL alone minus small base"]
+        write(tmp_path / "chain" / f"small-{seed}.json", marks(8, 0))
+        write(tmp_path / "chain" / f"rl-{seed}.json", marks(14, 0))
+    found = {row["claim"]: row for row in students.accuracy(tmp_path)}
+    both, hard = "chain, levels 1 and 2", "chain, level 2"
+    assert found[f"{both} / small base / of the teacher's pass@1"]["value"] == pytest.approx(0.5)
+    assert found[f"{both} / small base, RL alone / pass@1"]["value"] == pytest.approx(7 / 16)
+    rl = [found[f"{split} / small base, RL alone / of the teacher's pass@1"]["value"] for split in (both, hard)]
+    assert rl == [pytest.approx(7 / 8), 0], "a pooled share can hide that the harder level is not solved at all"
+    assert found[f"{hard} / teacher: nano after RL / pass@1"]["n"] == 5
+    assert found["chain, level 1 / small base / pass@16"]["value"] == 1
+    deltas = {row["claim"].split(" / ", 1)[1]: row["value"] for row in students.compared(tmp_path)}
+    assert deltas == {
+        "small base, RL alone minus small base / levels 1 and 2": pytest.approx(3 / 16),
+        "small base, RL alone minus small base / level 1": pytest.approx(6 / 16),
+        "small base, RL alone minus small base / level 2": 0,
+    }
     assert "small base, RL alone" in tables.grid(
         evidence.read("mini", evidence.write("mini", list(found.values()), tmp_path).parent)
     )

@@ -229,12 +229,17 @@ def eval_command(
 
 @app.command("report")
 def report_command(
-    run: Annotated[Path, typer.Argument(metavar="RUN", help="The folder of a run of mull rl, star, flywheel or demo.")],
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="The folder of a training run, or of mull demo.")],
+    control: Annotated[
+        list[Path] | None,
+        typer.Option("--control", metavar="DIR", help="A run or a model to hold it against; may be repeated."),
+    ] = None,
+    quiet: Quiet = False,
 ) -> None:
-    """Build a run's report.html again."""
+    """Build a run's report.html again: before and after on the same held-out problems, curves, costs, controls."""
     from mull.recipes.report import report
 
-    print(f"report: {report(run)}")
+    print(f"report: {report(run, control or (), 'quiet' if quiet else 'auto')}")
 
 
 add_serve(app)

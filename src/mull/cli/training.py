@@ -47,6 +47,7 @@ class Command:
     result: str = "model"  # what the path is that it prints at its end
     show: str = ""  # a function of the recipe's module that prints what is in the result
     also: Mapping[str, Where] = field(default_factory=dict)  # other recipes, by the value of --algorithm
+    report: bool = False  # whether it ends with the report of its run folder
 
 
 ACTOR_CRITIC = Where("actor_critic", "ActorCriticConfig", "actor_critic")
@@ -68,37 +69,44 @@ COMMANDS: dict[str, Command] = {
         "Fine-tune on worked solutions.",
         Where("sft", "SFTConfig", "sft"),
         ("model", "task", "data", "steps", "seed"),
+        report=True,
     ),
     "rl": Command(
         "Reinforcement learning on chains of thought.",
         Where("rl", "RLConfig", "rl"),
         ("algorithm", "model", "task", "steps", "seed"),
         also={name: ACTOR_CRITIC for name in ("ppo", "prm", "vineppo", "prime")},
+        report=True,
     ),
     "dpo": Command(
         "Learn what a search found: by imitation, by preferences, or both.",
         Where("dpo", "DPOConfig", "dpo"),
         ("method", "model", "task", "strategy_of", "scorer", "traces", "seed"),
+        report=True,
     ),
     "star": Command(
         "STaR: learn the rationales that led to right answers, with the answer as a hint where they did not.",
         Where("star", "StarConfig", "star"),
         ("model", "task", "seed"),
+        report=True,
     ),
     "flywheel": Command(
         "Sample, verify, curate, train, evaluate, again, until another turn stops paying.",
         Where("flywheel", "FlywheelConfig", "flywheel"),
         ("method", "model", "task", "strategy_of", "scorer", "seed"),
+        report=True,
     ),
     "reflect": Command(
         "RefAug: fine-tune on solutions with a reflection behind them, beside two controls.",
         Where("reflect", "ReflectConfig", "reflect"),
         ("model", "task", "seed"),
+        report=True,
     ),
     "correct": Command(
         "SCoRe: learn to correct a first attempt in a second one.",
         Where("correct", "CorrectConfig", "correct"),
         ("method", "model", "task", "steps", "seed"),
+        report=True,
     ),
     "aha": Command(
         "Count second thoughts, and measure what they are worth: by banning them, and by going back to them.",
@@ -117,6 +125,7 @@ COMMANDS: dict[str, Command] = {
         "Teach a small model what a large one does.",
         Where("distill", "DistillConfig", "distill"),
         ("method", "teacher", "student", "task", "keep", "traces", "steps", "seed"),
+        report=True,
     ),
     "reward": Command(
         "Train a scorer from a model's own traces.",
@@ -150,6 +159,7 @@ Override = Annotated[
 Out = Annotated[Path | None, typer.Option("--out", metavar="DIR", help="The run folder.")]
 Resume = Annotated[bool, typer.Option("--resume", help="Go on with the run in the run folder, with its own settings.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print problems and the result only.")]
+NoReport = Annotated[bool, typer.Option("--no-report", help="End without measuring; mull report does it later.")]
 SHARED: dict[str, Any] = {"config": Config, "override": Override, "out": Out, "resume": Resume, "quiet": Quiet}
 
 # The others: (key of the config, type and option).
@@ -291,10 +301,14 @@ def _function(name: str, command: Command) -> Any:
         where, path = train(command, ctx.obj, *shared)
         if command.show:
             getattr(importlib.import_module(f"mull.recipes.{where.module}"), command.show)(path)
-        print(f"{command.result}: {path}")
+        print(f"{command.result}: {path}", flush=True)
+        if command.report and not given["no_report"]:
+            report(path.parent, given["quiet"])
 
     kinds = {"ctx": typer.Context} | SHARED | {flag: FLAGS[flag][1] for flag in command.flags}
-    defaults = {"ctx": inspect.Parameter.empty, "resume": False, "quiet": False}
+    if command.report:
+        kinds["no_report"] = NoReport
+    defaults = {"ctx": inspect.Parameter.empty, "resume": False, "quiet": False, "no_report": False}
     run.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
         [
             inspect.Parameter(key, inspect.Parameter.KEYWORD_ONLY, default=defaults.get(key), annotation=kind)
@@ -304,6 +318,16 @@ def _function(name: str, command: Command) -> Any:
     run.__annotations__ = kinds
     run.__name__ = f"{name.replace(' ', '_')}_command"
     return run
+
+
+def report(run: Path, quiet: bool) -> None:
+    """The model is there, whatever becomes of its report."""
+    from mull.recipes import report as recipe
+
+    try:
+        print(f"report: {recipe.report(run, mode='quiet' if quiet else 'auto')}")
+    except UserError as problem:
+        print(f"no report: {problem}", file=sys.stderr)
 
 
 def train(

@@ -33,12 +33,15 @@ def render(data: ReportData) -> str:
     missing = [key for key in ReportData.__annotations__ if key in ReportData.__required_keys__ and key not in data]
     if missing:
         raise UserError(f"the report's data lack {', '.join(missing)}; write them again with this version of mull")
+    if "controls" not in data["pass_at_1"]:
+        raise UserError("the report's data are of another version of mull: write them again with this one")
     data = cast(ReportData, finite(data))
     slots = {
         "css": asset("report.css"),
         "title": text(data["title"]),
         "headline": text(headline(data)),
         "tiles": _tiles(data),
+        "note": text(data.get("note", "")),
         "train_note": _train_note(data),
         "train_table": _curve_table((_train_name(c), c["points"]) for c in data["train"]),
         "test_table": _curve_table((_test_name(c), c["points"]) for c in data["test"]),
@@ -61,8 +64,10 @@ def _tiles(data: ReportData) -> str:
     tiles.append(("After", percent(p["trained"]["mean"]), _range(p["trained"]), "trained"))
     if p["gain"] is not None:
         tiles.append(("Gain", _amount(p["gain"]["mean"], "points"), _range(p["gain"], "points"), ""))
-    if p["control"] is not None:
-        tiles.append(("Random rewards", percent(p["control"]["mean"]), _range(p["control"]), "control"))
+    for c in p["controls"]:
+        tiles.append((c["name"], percent(c["accuracy"]["mean"]), _range(c["accuracy"]), "control"))
+        if c["gain"] is not None:
+            tiles.append(("After minus it", _amount(c["gain"]["mean"], "points"), _range(c["gain"], "points"), ""))
     for curve in data["test"]:
         drawn: list[Any] = [q for q in curve["points"] if q["accuracy"] is not None]
         if (curve["task"], curve["model"], curve["method"]) == ("mean", "trained", "vote") and len(drawn) > 1:

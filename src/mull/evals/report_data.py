@@ -109,11 +109,19 @@ class Phase(TypedDict):
     seconds: float
 
 
+class Control(TypedDict):
+    """A model that the trained one is held against, on the same problems."""
+
+    name: str  # "Random rewards"
+    accuracy: Interval
+    gain: Interval | None  # the trained one minus it, paired, in shares
+
+
 class PassAt1(TypedDict):
     base: Interval
     trained: Interval
     gain: Interval | None  # paired, in shares (0.2 is 20 points)
-    control: Interval | None  # trained with random rewards
+    controls: list[Control]
 
 
 class Lengths(TypedDict):
@@ -133,6 +141,7 @@ class Extra(TypedDict, total=False):
     """What some runs have."""
 
     opinion: Opinion
+    note: str  # what a reader must know of the figures
 
 
 class ReportData(Extra):

@@ -47,6 +47,32 @@ FLYWHEEL: Series = (
     ("grad_norm", "norm of the gradient", ""),
     ("tokens_per_second", "trained tokens per second", "tokens/s"),
 )
+DISTILL: Series = (
+    ("loss", "loss per token", "nats"),
+    ("kl", "divergence from the teacher, per token", "nats"),
+    ("reward", "right answers of the student (training problems)", "share"),
+    ("length", "length of a chain", "tokens"),
+    ("truncated", "chains cut off", "share"),
+    ("grad_norm", "norm of the gradient", ""),
+    ("tokens_per_second", "trained tokens per second", "tokens/s"),
+)
+DPO: Series = FLYWHEEL[2:]
+SFT: Series = STAR[3:]
+CORRECT: Series = (
+    ("reward", "reward (training problems)", "share"),
+    ("first", "right first attempts (training problems)", "share"),
+    ("second", "right second attempts (training problems)", "share"),
+    ("mended", "wrong first, right second", "share"),
+    ("spoiled", "right first, wrong second", "share"),
+    ("length", "length of an attempt", "tokens"),
+    ("entropy", "entropy per token", "nats"),
+    ("truncated", "chains cut off", "share"),
+    ("grad_norm", "norm of the gradient", ""),
+)
+REFLECT: Series = (
+    ("loss", "loss per token", "nats"),
+    ("grad_norm", "norm of the gradient", ""),
+)
 
 
 def metric_series(rows: Rows, series: Series = RL) -> list[dict[str, Any]]:
@@ -122,3 +148,22 @@ def flywheel_rows(rows: Rows) -> list[dict[str, Any]]:
             new["eval"] = {"all": found.get("test", found["valid"]), "tasks": beside}
         out.append(new)
     return out
+
+
+def taught_rows(rows: Rows) -> list[dict[str, Any]]:
+    """Of what learns from chains that were sampled before: their FLOPs are training's, too. Tokens are those learnt."""
+    searched = rows[0].get("search_flops", 0.0) if rows else 0.0
+    return [
+        {"total_sampled_tokens": 0, **row, "flops": row["flops"] + row.get("rollout_flops", 0.0) + searched}
+        for row in rows
+    ]
+
+
+def correct_rows(rows: Rows) -> list[dict[str, Any]]:
+    """Second attempts, and beside them the first ones."""
+    return [
+        {**row, "eval": {"all": e["all"]["second"], "tasks": {"first attempts": e["all"]["first"]}}}
+        if (e := row.get("eval"))
+        else row
+        for row in rows
+    ]

@@ -258,7 +258,13 @@ def page(
             "base": base["accuracy"],
             "trained": trained["accuracy"],
             "gain": gain.as_dict(),
-            "control": controlled["accuracy"],
+            "controls": [
+                {
+                    "name": "Random rewards",
+                    "accuracy": controlled["accuracy"],
+                    "gain": metrics.paired_difference(controlled["marks"], trained["marks"]).as_dict(),
+                }
+            ],
         },
         "train": train_curves(rows, "task") + train_curves(_metrics(control.out), "control"),
         "test": test_curves(cfg, evaluations),
@@ -334,7 +340,7 @@ def summary(data: dict[str, Any], cfg: DemoConfig) -> dict[str, Any]:
     p = data["pass_at_1"]
     return {
         "pass_at_1": {"base": p["base"], "trained": p["trained"], "gain": p["gain"]},
-        "control": {"random_reward": p["control"]},
+        "control": {"random_reward": p["controls"][0]["accuracy"]},
         "train_curve": only(mean["points"]),
         # From little compute to much: thoughts cut at a budget, then whole thoughts, then votes over many.
         "test_curve": only([q for q in budget["points"] if q["flops"] < vote["points"][0]["flops"]] + vote["points"]),
