@@ -5,8 +5,8 @@
 #            without, at equal examples and (from more problems, and from more passes) at equal tokens
 #   correct  SCoRe: a second attempt at the same question, against its ablations, plain RL, STaR and supervised pairs
 #   aha      how often chains check, backtrack and begin again, and what that is worth: base, fine-tuned, trained by RL.
-#            The trained models are those of runs/rl_against_sft.sh where its run folder has them, else short ones of
-#            its own; which, is settled when a model is first needed and stays so for the run folder.
+#            It trains short ones of its own. TRAINED=runs/rl-against-sft takes those of that run folder where they are
+#            there; which, is settled when a model is first needed and stays so for the run folder.
 #
 # Three seeds. Nearly two hours on two cores, of which correct takes more than one; goes on where it was stopped.
 # PIECES="reflect aha" leaves the third for another day; each has tables of its own.
@@ -24,7 +24,7 @@ problems=${PROBLEMS:-1000}              # worked ones, of reflect; three passes 
 steps=${STEPS:-150}                     # of correct; two thirds of them in stage I
 tokens=${TOKENS:-600000}                # that aha's own models learn from, where it has to train them
 held=${HELD:-200}                       # held-out problems of each measurement
-trained=${TRAINED:-runs/rl-against-sft} # where aha looks for models
+trained=${TRAINED:-}                    # where aha looks for models
 
 reflect() { # task levels harder seed
     "$bin/mull" reflect --task "$1" --seed "$4" --resume --quiet --no-report --out "$out/reflect/$1-$4" -o "levels=$2" \
@@ -58,7 +58,7 @@ correct() { # arm seed
 
 model() { # sft|rl task seed: leaves it in $out/aha/models/KIND-TASK-SEED/model
     local there=$trained/$2/$1-$3 here=$out/aha/models/$1-$2-$3
-    if [ ! -e "$here" ] && [ -d "$there/model" ]; then
+    if [ -n "$trained" ] && [ ! -e "$here" ] && [ -d "$there/model" ]; then
         mkdir -p "$out/aha/models"
         ln -s "$(realpath "$there")" "$here"
     fi

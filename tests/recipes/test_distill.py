@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import random
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -110,33 +110,66 @@ def test_arms_of_equal_tokens_end_at_the_step_that_reaches_them(base: Path):
     assert all(1500 <= tokens < 1500 + 250 for tokens in ends.values()), ends
 
 
+OFF: list[dict[str, Any]] = [  # of one epoch, unless they say otherwise
+    {},
+    {"keep": "right"},
+    {"keep": "all"},
+    {"layers": 1},
+    {"seed": 1},
+    {"optimizer": "muon"},
+    {"lr": 2e-4},
+    {"warmup": 2},
+    {"weight_decay": 5.0},
+    {"max_grad_norm": 0.01},
+    {"dtype": "bfloat16"},
+    {"step_tokens": 30},
+    {"epochs": 4, "trained_tokens": 300},
+]
+SEARCHED: list[dict[str, Any]] = [  # with traces of their own
+    {"trace_seed": 5},
+    {"problems": 4},
+    {"samples": 2},
+    {"think_tokens": 12},
+    {"answer_tokens": 3},
+    {"strategy": "beam:expand=2", "scorer": "logprob"},
+    {"strategy": "beam:expand=2", "scorer": "certainty"},
+]
+ON: list[dict[str, Any]] = [
+    {},
+    {"form": "sampled"},
+    {"direction": "forward"},
+    {"group_size": 1},
+    {"groups": 3},
+    {"steps": 3},
+    {"think_tokens": 10},
+]
+ELSEWHERE = {
+    *("teacher", "student", "width", "init", "most_share", "out", "tasks", "levels", "method", "traces"),
+    *("micro_tokens", "eval_every", "eval_problems", "eval_samples"),  # below, and in tests/recipes/test_reported.py
+    *("checkpoint_every", "threads"),  # whatever they are, the run is the same: the test of kills
+    *("compile", "device"),  # tests/models/test_compiled.py, tests/recipes/test_device.py
+}
+
+
+def test_no_option_is_left_untested():
+    assert {key for given in (*OFF, *SEARCHED, *ON) for key in given} | ELSEWHERE == {
+        f.name for f in fields(DistillConfig)
+    }
+
+
 def test_every_option_of_learning_changes_the_student(base: Path):
     start = distill(config(base, "start", eval_problems=0), mode="quiet")
-    on: dict[str, Any] = {"method": "on", "student": str(start), "width": 0, "steps": 2}
-    options: list[dict[str, Any]] = [
-        {"epochs": 1},
-        {"epochs": 1, "keep": "right"},
-        {"epochs": 1, "keep": "all"},
-        {"epochs": 1, "layers": 1},
-        {"epochs": 1, "seed": 1},
-        {"epochs": 1, "optimizer": "muon"},
-        {"epochs": 1, "lr": 2e-4},
-        {"epochs": 1, "warmup": 2},
-        {"epochs": 1, "weight_decay": 5.0},
-        {"epochs": 1, "max_grad_norm": 0.01},
-        {"epochs": 1, "dtype": "bfloat16"},
-        {"epochs": 4, "trained_tokens": 300},
-        {"epochs": 1, "strategy": "best-of-n", "scorer": "logprob", "traces": None, "trace_seed": 5},
-        on,
-        {**on, "form": "sampled"},
-        {**on, "direction": "forward"},
-        {**on, "group_size": 1},
+    on: dict[str, Any] = {"method": "on", "student": str(start), "width": 0}
+    options = [
+        *({"epochs": 1, **given} for given in OFF),
+        *({"epochs": 1, "keep": "all", "traces": None, **given} for given in SEARCHED),
+        *({**on, "steps": 2, **given} for given in ON),
     ]
     found = [
         weights(distill(config(base, f"run-{i}", eval_problems=0, **o), mode="quiet")) for i, o in enumerate(options)
     ]
     pairs = [(i, j) for i in range(len(found)) for j in range(i) if found[i].shape == found[j].shape]
-    assert not [(i, j) for i, j in pairs if torch.allclose(found[i], found[j], atol=1e-7)]
+    assert not [(options[i], options[j]) for i, j in pairs if torch.allclose(found[i], found[j], atol=1e-7)]
 
 
 @pytest.mark.parametrize("method", ["off", "on"])

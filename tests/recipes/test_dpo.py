@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import random
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from mull.recipes.search_data import row_of, trace_of
 from mull.types import Sample, Trace
 from tests.learn.test_dpo import graded, span, tree
 from tests.recipes.test_resume import broken_run, finish, same_run
-from tests.recipes.tiny import ENDS, save_tiny
+from tests.recipes.tiny import ENDS, save_tiny, weights
 
 
 @pytest.fixture
@@ -146,8 +147,13 @@ def said(todo: list) -> list[tuple]:
 
 
 def test_every_option_of_the_lessons_changes_them(base: Path):
+    two_lengths = graded([span([50, 99]), span([51, 52, 53, 99])], {1: True, 2: True}, name="q/3")
+    for step in two_lengths.spans:
+        step.visits = 1
+    searched = [tree(), other(), two_lengths]
+
     def of(**options: Any) -> tuple:
-        todo, counts = lessons(config(base, "x", **{"pairs": "both", "method": "both", **options}), [tree(), other()])
+        todo, counts = lessons(config(base, "x", **{"pairs": "both", "method": "both", **options}), searched)
         assert counts["steps"] + counts["chains"] == sum(isinstance(x, Pair) for x in todo)
         assert counts["paths"] == sum(isinstance(x, Sample) for x in todo)
         return tuple(said(todo))
@@ -165,33 +171,77 @@ def test_every_option_of_the_lessons_changes_them(base: Path):
         "most": of(most=1),
         "paths": of(paths=2),
         "weight": of(weight="visits"),
+        "longer": of(pairs="short", longer=100.0),
     }
     names = list(found)
+    assert set(names) - {"both", "dpo", "steps", "chains", "short", "sft"} | {"method", "pairs"} == OF_LESSONS
     assert not [(a, b) for i, a in enumerate(names) for b in names[:i] if found[a] == found[b]]
     assert of(pairs="both", theta=2.0, seed=0) == of(pairs="chains", seed=0), "no pair comes twice"
 
 
+OF_LESSONS = {"method", "pairs", "theta", "outcomes", "least", "most", "paths", "weight", "longer"}
+OF_LOSS: list[dict[str, Any]] = [
+    {},
+    {"beta": 0.1},
+    {"form": "ipo"},
+    {"normalised": True},
+    {"nll": 1.0},
+    {"sft_weight": 0.3},
+    {"lr": 2e-4},
+    {"warmup": 4},
+    {"weight_decay": 5.0},
+    {"max_grad_norm": 0.01},
+    {"dtype": "bfloat16"},
+    {"seed": 1},
+    {"epochs": 2},
+    {"step_tokens": 160},
+]
+OF_SEARCH: list[dict[str, Any]] = [
+    {},
+    {"trace_seed": 1},
+    {"problems": 7},
+    {"samples": 4},
+    {"tokens": 20},
+    {"think_tokens": 10},
+    {"answer_tokens": 3},
+    {"temperature": 0.7},
+    {"strategy": "sample"},
+    {"strategy": "mcts:expand=2", "scorer": "logprob"},
+    {"strategy": "mcts:expand=2", "scorer": "certainty"},
+]
+ELSEWHERE = {
+    *("model", "out", "tasks", "levels", "traces", "reference", "micro_tokens"),
+    "critic",  # opened like the scorer: tests/search/test_sources.py
+    *("eval_every", "eval_problems", "eval_samples"),
+    *("checkpoint_every", "threads"),  # whatever they are, the run is the same: the test of kills
+    *("compile", "device"),  # tests/models/test_compiled.py, tests/recipes/test_device.py
+}
+
+
+def test_no_option_is_left_untested():
+    tested = OF_LESSONS | {key for given in (*OF_LOSS, *OF_SEARCH) for key in given} | ELSEWHERE
+    assert tested == {f.name for f in fields(DPOConfig)}
+
+
 def test_every_option_of_the_loss_changes_the_model(base: Path):
     def trained(name: str, **options: Any) -> torch.Tensor:
-        folder = dpo(config(base, name, eval_problems=0, step_tokens=80, **{"method": "both", **options}), mode="quiet")
-        return torch.cat([p.flatten() for p in hf.load(folder).state_dict().values()])
+        given = {"method": "both", "step_tokens": 80, **options}
+        return weights(dpo(config(base, name, eval_problems=0, **given), mode="quiet"))
 
-    options: list[dict[str, Any]] = [
-        {},
-        {"beta": 0.1},
-        {"form": "ipo"},
-        {"normalised": True},
-        {"nll": 1.0},
-        {"sft_weight": 0.3},
-        {"lr": 2e-4},
-        {"warmup": 4},
-        {"weight_decay": 5.0},
-        {"max_grad_norm": 0.01},
-        {"dtype": "bfloat16"},
-        {"seed": 1},
-    ]
-    models = [trained(f"run-{i}", **given) for i, given in enumerate(options)]
+    models = [trained(f"run-{i}", **given) for i, given in enumerate(OF_LOSS)]
     assert not [(i, j) for i in range(len(models)) for j in range(i) if torch.allclose(models[i], models[j], atol=1e-6)]
+
+
+def test_every_option_of_the_search_changes_the_traces(base: Path):
+    found = []
+    for i, given in enumerate(OF_SEARCH):
+        more: dict[str, Any] = {"traces": base.parent / f"traces-{i}", "method": "sft", "epochs": 1, "problems": 8}
+        cfg = config(base, f"run-{i}", eval_problems=0, **{**more, **given})
+        with contextlib.suppress(UserError):  # not all of them hold something to learn from
+            dpo(cfg, mode="quiet")
+        found.append([(t.question.id, [s.tokens for s in t.spans], [s.score for s in t.spans]) for t in traces_of(cfg)])
+    same = [(OF_SEARCH[i], OF_SEARCH[j]) for i in range(len(found)) for j in range(i) if found[i] == found[j]]
+    assert not same
 
 
 def test_traces_are_kept_whole(base: Path):

@@ -138,6 +138,8 @@ def test_every_option_changes_what_is_learnt(home: Path, tmp_path: Path, option:
     if option == "tasks":
         value = (f"{home / 'any.py'}:{value}",)
     with_it = trained(home, tmp_path, **{**also, option: value})
+    if option == "length":  # what says nothing without it is refused without it
+        also = {}
     without = trained(home, tmp_path, **also)
     assert torch.isfinite(with_it).all()
     assert (with_it - without).abs().max() > 1e-4
@@ -163,6 +165,21 @@ def test_what_only_changes_how_the_work_is_done_changes_nothing_else(
     assert torch.allclose(
         trained(home, tmp_path, **{**small, option: value}), trained(home, tmp_path, **small), atol=2e-5
     )
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"effort_words": True}, "give length=lcpo_exact or lcpo_max"),
+        ({"wanted": (3, 12), "length": "kimi"}, "wanted does nothing with length=kimi"),
+        ({"length_alpha": 0.1}, "length_alpha does nothing"),
+        ({"length_weight": 2.0, "length": "cosine"}, "give length=kimi"),
+        ({"length_paper": True, "length": "lcpo_max"}, "length_paper does nothing with length=lcpo_max"),
+    ],
+)
+def test_a_setting_of_lengths_that_does_nothing_is_refused(options: dict[str, Any], said: str):
+    with pytest.raises(UserError, match=said):
+        RLConfig(**options)
 
 
 def test_no_option_is_left_untested():

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import random
 from collections import Counter
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -183,8 +183,19 @@ VARIATIONS: dict[str, dict[str, Any]] = {
     "dtype": {"dtype": "bfloat16"},
     "step_tokens": {"step_tokens": 120},
     "think_tokens": {"think_tokens": 12},
+    "answer_tokens": {"answer_tokens": 2},
     "seed": {"seed": 1},
 }
+ELSEWHERE = {
+    *("model", "out", "tasks", "levels", "iterations", "restart", "balance", "replay_share"),  # in this file
+    *("eval_problems", "micro_tokens"),
+    *("checkpoint_every", "max_sequences", "threads"),  # whatever they are, the run is the same
+    *("compile", "device"),  # tests/models/test_compiled.py, tests/recipes/test_device.py
+}
+
+
+def test_no_option_is_left_untested():
+    assert VARIATIONS.keys() | ELSEWHERE == {f.name for f in fields(StarConfig)}
 
 
 @pytest.fixture(scope="module")

@@ -2,11 +2,12 @@
 
 import json
 import random
+import re
 
 import pytest
 
 from mull.store.decontaminate import HeldOut, Membership, contaminated
-from mull.tasks.base import Task
+from mull.tasks.base import SPLITS, Task
 from mull.tasks.dataset import DatasetTask
 from mull.tasks.load import PUZZLES, load_task
 from mull.types import Question
@@ -120,11 +121,30 @@ def test_questions_of_every_kind_together(tmp_path):
     assert {reasons.pop(q.text) for q in tested} == {"a test question of chain", "a valid question of chain"}
     assert reasons == {
         HELD + " Hurry!": "13 words in a row as in a held-out question of bench",
-        f"Solve this: {pasted}": "13 words in a row as in a held-out question of chain",
+        f"Solve this: {pasted}": "a held-out question of chain is in it",
     }
     members = Membership([divided])
     for split in ("train", "test"):
         assert {members.split(p.question) for p in divided.up_to(0, split, 0, 99)} == {split}
+
+
+@pytest.mark.parametrize("name", PUZZLES)
+def test_no_held_out_problem_of_a_puzzle_hides_in_other_text(tmp_path, name: str):
+    """Whoever drew them, with whatever seed: problems are far more than can be listed."""
+    task = load_task(name)
+    assert isinstance(task, Task)
+    held = HeldOut(generators=[task])
+    for level in task.levels:
+        for split in SPLITS:
+            texts = [p.question.text for p in task.up_to(level, split, 12345, 20)]
+            assert texts and [re.findall(task.form, f"Solve {text}\nor not") for text in texts] == [[t] for t in texts]
+            foreign = {
+                f"{i}{way}": way.format(text) for i, text in enumerate(texts) for way in ("{}", "Solve: {}\nNow.")
+            }
+            found = held.contaminated(foreign)
+            assert set(found) == (set() if split == "train" else set(foreign))
+            assert not held.contaminated(foreign, dict.fromkeys(foreign, name)), "its own are known by membership"
+    assert not held.contaminated({"a": "a=b;c?", "b": "1 2 ->", "c": "S.G", "d": "x=((;x?", "e": ""})
 
 
 def test_lines_of_a_data_set_may_be_copies_of_each_other(tmp_path):

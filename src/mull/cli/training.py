@@ -94,6 +94,7 @@ COMMANDS: dict[str, Command] = {
         "Sample, verify, curate, train, evaluate, again, until another turn stops paying.",
         Where("flywheel", "FlywheelConfig", "flywheel"),
         ("method", "model", "task", "strategy_of", "scorer", "seed"),
+        show="show",
         report=True,
     ),
     "reflect": Command(

@@ -41,8 +41,9 @@ from mull.store.curate import curate
 from mull.store.curriculum import Curriculum, choose
 from mull.store.decontaminate import HeldOut, contaminated
 from mull.store.export import outcome_pairs
-from mull.tasks.base import Checked
+from mull.tasks.base import Checked, Task
 from mull.tasks.dataset import DatasetTask
+from mull.tasks.load import PUZZLES, load_task
 from mull.types import Cost, Question, SpanKind, Trace
 
 if TYPE_CHECKING:
@@ -208,9 +209,9 @@ def summary(asked: Mapping[str, Sequence[str]], rows: Sequence[Mapping[str, Any]
 
 
 def held_against(tasks: Sequence[Checked], against: Sequence[Checked], measured: Iterable[Held]) -> HeldOut:
-    """Every question that nothing may be learnt from and that is known as text. A procedural task's own are found by
-    membership (see `mull.store.decontaminate`), whether or not they are here."""
-    held = HeldOut()
+    """Every question that nothing may be learnt from: of data sets, of `against`, of what is measured, and of every
+    puzzle. A procedural task's own are found by membership (see `mull.store.decontaminate`)."""
+    held = HeldOut(generators=[task for task in map(load_task, PUZZLES) if isinstance(task, Task)])
     for task in [*(task for task in tasks if isinstance(task, DatasetTask)), *against]:
         held.add_task(task)
     for h in measured:

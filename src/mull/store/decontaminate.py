@@ -1,10 +1,12 @@
 """Which questions must not be learnt from, because something is measured on them.
 
-Two ways of knowing:
+Three ways of knowing:
 
 - A procedural problem's split is a hash of its canonical key, so whether a question is held out can be computed of the
   question alone (`Membership`). It is certain: the question's id is a hash of the same key.
-- Anything else is compared as text with held-out questions (`HeldOut`): equal words, or 13 words in a row in common.
+- In any other text the problems of a generator whose questions have a form of their own (`Task.form`) are found by
+  that form, and their split is computed alike.
+- For the rest it is compared with held-out questions as texts: equal words, or 13 words in a row in common (`HeldOut`).
 
 The comparison is that of GPT-3 (2005.14165, appendix C), with three differences. Signs count as words (see
 `text.words`). A held-out question of fewer than 13 words is found when all its words stand in a row in another one;
@@ -15,6 +17,7 @@ Equality is always found, boilerplate or not. What a paraphrase or a translation
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -73,10 +76,11 @@ class Membership:
 
 @dataclass
 class HeldOut:
-    """Held-out questions as texts. `add` them, or take them from tasks with `add_task`."""
+    """Held-out questions as texts, and what draws them. `add` them, or take them from tasks with `add_task`."""
 
     gram: int = GRAM
     sources: list[str] = field(default_factory=list)  # of each question: where it is from
+    generators: list[Task] = field(default_factory=list)  # all of whose held-out problems count, drawn here or not
     _equal: dict[tuple[str, ...], list[int]] = field(default_factory=dict)
     _grams: dict[int, dict[int, list[int]]] = field(default_factory=dict)  # length: {hash of the run: questions}
 
@@ -93,7 +97,10 @@ class HeldOut:
                 self._grams.setdefault(n, {}).setdefault(run, []).append(number)
 
     def add_task(self, task: Checked, splits: Sequence[Split] = HELD, most: int = 200, seed: int = 0) -> None:
-        """All held-out questions of a data set; of a procedural task up to `most` of each level and split."""
+        """All held-out questions of a data set. A procedural task is one of the generators from now on; up to `most` of
+        its questions of each level and split are texts, too: of a task without a form, that is all."""
+        if isinstance(task, Task):
+            self.generators.append(task)
         n = len(task) if isinstance(task, DatasetTask) else most
         for split in splits:
             for level in task.levels:
@@ -118,12 +125,22 @@ class HeldOut:
             if source := self._other(self._equal.get(w, []), own.get(name)):
                 out[name] = f"equal to a held-out question of {source}"
                 continue
+            if source := self._drawn(texts[name], own.get(name)):
+                out[name] = f"a held-out question of {source} is in it"
+                continue
             for run, n, numbers in hits[w]:
                 boilerplate = len(numbers) > common or seen[run] > common
                 if not boilerplate and (source := self._other(numbers, own.get(name))):
                     out[name] = f"{n} words in a row as in a held-out question of {source}"
                     break
         return out
+
+    def _drawn(self, text: str, own: str | None) -> str | None:
+        """The generator one of whose held-out problems is in the text."""
+        for task in self.generators:
+            if task.name != own and any(split in HELD for split in splits_in(task, text)):
+                return task.name
+        return None
 
     def _hits(self, w: tuple[str, ...]) -> Iterator[tuple[int, int, list[int]]]:
         for n in sorted(self._grams, reverse=True):
@@ -132,6 +149,16 @@ class HeldOut:
 
     def _other(self, numbers: Iterable[int], own: str | None) -> str | None:
         return next((self.sources[i] for i in numbers if self.sources[i] != own), None)
+
+
+def splits_in(task: Task, text: str) -> Iterator[Split]:
+    """The splits of the task's problems in a text, as far as they can be told by their form."""
+    for found in re.finditer(task.form, text) if task.form else ():
+        try:
+            key = task.key(Question("", task.name, found.group()))
+        except Exception:  # it looks like a problem, and is none
+            continue
+        yield split_of(key)
 
 
 def _runs(w: tuple[str, ...], n: int) -> Iterator[int]:

@@ -133,6 +133,7 @@ class Addition(Task):
     name = "addition"
     levels = tuple(range(1, LEVELS + 1))
     description = "addition of two n-digit numbers with a scratchpad"
+    form = r"\b[0-9]+\+[0-9]+=\?"
     max_thought = 320
 
     @property

@@ -125,6 +125,7 @@ class Task(ABC):
     name: str
     levels: tuple[int, ...]  # ascending difficulty; levels[0] is the easy one
     description: str  # one sentence for people
+    form: str = ""  # a regular expression that finds its questions in other text; empty: they have no form of their own
     max_thought: int = 256  # characters that a sensible chain of thought of the hardest level stays below
 
     @property

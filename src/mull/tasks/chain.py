@@ -207,6 +207,7 @@ class Chain(Task):
     name = "chain"
     levels = (1, 2, 3, 4)
     description = "multi-hop variable arithmetic with values from 0 to 99"
+    form = r"\b[a-z]=(?:[-+*a-z0-9]+;[a-z]=)*[-+*a-z0-9]+;[a-z]\?"
     max_thought = 360
 
     def draw(self, level: int, rng: random.Random) -> tuple[str, str, Reference]:

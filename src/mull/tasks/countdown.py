@@ -180,6 +180,7 @@ class Countdown(Task):
     name = "countdown"
     levels = (1, 2, 3, 4)
     description = "combine all the given numbers with + - * / to reach a target"
+    form = r"\b[0-9]+(?: [0-9]+)+ -> [0-9]+\b"
     max_thought = MOST_CHARS
 
     def draw(self, level: int, rng: random.Random) -> tuple[str, str, Reference]:

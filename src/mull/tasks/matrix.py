@@ -158,6 +158,7 @@ class MatrixTask(Task):
     name = "matrix"
     levels = tuple(ATTRIBUTES)
     description = "the missing cell of a 3 by 3 matrix whose attributes follow rules"
+    form = r"\S+ \S+ \S+\n\S+ \S+ \S+\n\S+ \S+ \?"
     max_thought = 256
 
     def draw(self, level: int, rng: random.Random) -> tuple[str, str, Reference]:

@@ -226,6 +226,7 @@ class MazeTask(Task):
     name = "maze"
     levels = tuple(SIZES)
     description = "the shortest way from S to G through a text grid"
+    form = r"(?<![.#SG])[.#SG]+(?:\n[.#SG]+)+(?![.#SG])"
     max_thought = 480
 
     def draw(self, level: int, rng: random.Random) -> tuple[str, str, Reference]:
