@@ -14,6 +14,7 @@ import os
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +49,7 @@ ASKED: dict[str, Sequence[Effort]] = {"exact": TARGETS, "max": TARGETS, "words":
 FORCED = (4, 12, 24, 48, 96, 144, 192)  # tokens of thought, after which it is closed; the answer comes behind
 CUT = (24, 36, 48, 72, 96, 144, 192)  # tokens in all, after which the chain is over
 THINK_TOKENS, ANSWER_TOKENS, CHAINS = 256, 32, 8
+CUT_OFF, CLOSED = "chain cut off", "thought closed by force"  # what needs no training
 WHAT = arms.Experiment("runs/mini.sh", Path(), ARMS, {}, [], int(os.environ.get("TEST_PROBLEMS", "256")))
 
 
@@ -95,14 +97,14 @@ def points(run: Path) -> Iterator[Point]:
             right_SPC = np.array([[p["right"] for p in seed[asked]] for seed in seeds], float)
             tokens_SPC = np.array([[p["tokens"] for p in seed[asked]] for seed in seeds], float)
             if asked.startswith("forced "):
-                yield "thought closed by force", f"at {asked.split()[1]} tokens", right_SPC, tokens_SPC
+                yield CLOSED, f"at {asked.split()[1]} tokens", right_SPC, tokens_SPC
             else:
                 words = f"effort: {asked}" if asked in WORDS else f"think {asked}" if asked else ""
                 yield label, words, right_SPC, tokens_SPC
             if arm == "plain" and not asked:  # the same chains, ended there: what has no answer by then is wrong
                 for cut in CUT:
                     ended = right_SPC * (tokens_SPC <= cut)
-                    yield "chain cut off", f"at {cut} tokens", ended, np.minimum(tokens_SPC, cut)
+                    yield CUT_OFF, f"at {cut} tokens", ended, np.minimum(tokens_SPC, cut)
 
 
 def grid(run: Path) -> list[dict[str, Any]]:
@@ -115,6 +117,35 @@ def grid(run: Path) -> list[dict[str, Any]]:
             claim = f"countdown, levels 1 and 2 / {name}{', ' * bool(asked)}{asked} / {column}"
             rows.append(arms.row(WHAT, claim, value, *values_SPC.shape[:2], unit=unit))
     return rows
+
+
+def at_equal_tokens(run: Path) -> list[dict[str, Any]]:
+    """Every way minus those that need no training, paired by problem, where they use as many tokens: between two
+    lengths at which these were measured, and the model's own, their accuracy on each problem is interpolated. No row
+    for what uses fewer tokens than the shortest of them, or more than the model that nobody stops."""
+    found, rows = list(points(run)), []
+    curves: dict[str, list[tuple[float, np.ndarray]]] = {CUT_OFF: [], CLOSED: []}
+    for name, _, right_SPC, tokens_SPC in found:
+        for curve in [name] if name in curves else list(curves) if name == ARMS["plain"] else []:
+            curves[curve].append((float(tokens_SPC.mean()), right_SPC.mean(2)))
+    for name, asked, right_SPC, tokens_SPC in found:
+        for curve, measured in curves.items() if name not in (*curves, ARMS["plain"]) else ():
+            if (there_SP := interpolated(measured, float(tokens_SPC.mean()))) is not None:
+                delta_SP = right_SPC.mean(2) - there_SP
+                [value] = arms.interval(delta_SP[:, :, None])
+                claim = f"countdown, at equal tokens / {name}{', ' * bool(asked)}{asked} / minus {curve}"
+                rows.append(arms.row(WHAT, claim, value, *delta_SP.shape, unit="points"))
+    return rows
+
+
+def interpolated(curve: list[tuple[float, np.ndarray]], at: float) -> np.ndarray | None:
+    """What lies on the line between the two neighbours of `at`; None outside of the curve."""
+    curve = sorted(curve, key=lambda point: point[0])
+    for (low, one), (high, other) in pairwise(curve):
+        if low <= at <= high:
+            share = (at - low) / (high - low) if high > low else 0.0
+            return (1 - share) * one + share * other
+    return None
 
 
 def obeyed(run: Path) -> list[dict[str, Any]]:
@@ -205,7 +236,8 @@ def main(what: str, run: Path, *more: str) -> None:
     if what == "measure":
         measure(run, *more)
         return
-    for name, rows in {"length": grid(run), "length-obeyed": obeyed(run)}.items():
+    tables = {"length": grid(run), "length-equal": at_equal_tokens(run), "length-obeyed": obeyed(run)}
+    for name, rows in tables.items():
         if rows:  # no arm that can be asked: nothing to obey
             evidence.write(name, rows)
     image = Path("docs/img/length.svg")

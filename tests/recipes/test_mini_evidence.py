@@ -118,5 +118,24 @@ def test_lengths_cut_off_obeyed_and_drawn(tmp_path: Path):
     assert {"LCPO-exact", "chain cut off", "thought closed by force"} <= set(words)
 
 
+def test_equal_tokens_are_interpolated_problem_by_problem(tmp_path: Path):
+    def chains(a: tuple[int, bool], b: tuple[int, bool]) -> list[dict[str, Any]]:
+        return [{"id": name, "tokens": [t], "right": [r]} for name, (t, r) in (("a", a), ("b", b))]
+
+    home = tmp_path / "countdown" / "lengths"
+    forced = {"forced 4": chains((10, False), (10, True)), "forced 12": chains((20, False), (20, False))}
+    write(home / "plain-0.json", {"": chains((40, True), (40, True)), **forced})
+    write(home / "kimi-0.json", {"": chains((15, True), (15, False))})
+    write(home / "cosine-0.json", {"": chains((30, True), (30, False))})
+    write(home / "pairs-0.json", {"": chains((90, True), (90, True))})
+    found = {row["claim"].partition(" / ")[2]: row for row in lengths.at_equal_tokens(tmp_path)}
+    closed = {name.split(" / ")[0]: row["value"] for name, row in found.items() if name.endswith("force")}
+    # Kimi at 15: half way between (0, 1) at 10 and (0, 0) at 20, so (1 - 0, 0 - 0.5). Cosine at 30: half way between
+    # (0, 0) at 20 and (1, 1) at 40, so (0.5, -0.5). Nobody stopped at 90.
+    assert closed == {"Kimi's length reward": pytest.approx(0.25), "cosine reward": 0}
+    assert "long-to-short, DPO / minus chain cut off" not in found
+    assert found["cosine reward / minus chain cut off"]["n"] == 2
+
+
 def test_ranks_share_what_is_equal():
     assert lengths.ranks(np.array([5, 9, 5, 1])).tolist() == [2.5, 4.0, 2.5, 1.0]
