@@ -27,7 +27,7 @@ students=${STUDENTS:-fresh-right fresh-shortest fresh-all layers small-right rl}
 length_seeds=${LENGTH_SEEDS:-0}
 length_tokens=${LENGTH_TOKENS:-2500000} # sampled for training by each arm of the lengths
 length_problems=${LENGTH_PROBLEMS:-1024}
-lengths=${LENGTHS:-plain exact max words kimi cosine overlong shortest pairs}
+lengths=${LENGTHS:-plain taught said exact max words kimi cosine overlong shortest pairs}
 
 shape=(-o layers=5 -o width=64) # 32% of nano's parameters
 levels=(-o "levels=[1,2]" -o dtype=bfloat16 --resume --quiet --no-report)
@@ -89,12 +89,16 @@ student() { # arm seed
 # Every arm goes on from the same trained model: RL by the same number of sampled tokens, long-to-short by the chains of
 # $length_problems questions.
 length() { # arm seed
-    local options=() start=$out/countdown/teacher/model
+    local options=() start=$out/countdown/teacher/model rest=$((length_tokens * 16 / 25)) # of hindsight
+    case $1 in
+        *-taught) start=$out/countdown/taught-$2/model && options=(-o "sampled_tokens=$rest") ;;
+        *-said) start=$out/countdown/said-$2/model && options=(-o "sampled_tokens=$rest") ;;
+    esac
     case $1 in
         plain) ;;
-        exact) options=(-o length=lcpo_exact -o "wanted=[24,192]") ;;
-        max) options=(-o length=lcpo_max -o "wanted=[24,192]") ;;
-        words) options=(-o length=lcpo_exact -o "wanted=[24,192]" -o effort_words=true) ;;
+        exact*) options+=(-o length=lcpo_exact -o "wanted=[24,192]") ;;
+        max*) options+=(-o length=lcpo_max -o "wanted=[24,192]") ;;
+        words*) options+=(-o length=lcpo_exact -o "wanted=[24,192]" -o effort_words=true) ;;
         kimi | cosine) options=(-o "length=$1") ;;
         overlong) options=(-o overlong_buffer=192) ;;
     esac
@@ -105,6 +109,12 @@ length() { # arm seed
             "$bin/mull" distill --teacher "$start" --student "$start" --keep shortest "${common[@]}" "${few[@]}" \
                 -o lr=2e-4 -o most_share=1
             ;;
+        taught | said)
+            local wish=(-o wishes=tokens)
+            [ "$1" = taught ] || wish=(-o wishes=words -o longest=192)
+            "$bin/mull" distill --teacher "$start" --student "$start" --keep right "${common[@]}" "${few[@]}" \
+                -o lr=2e-4 -o most_share=1 "${wish[@]}"
+            ;;
         pairs)
             "$bin/mull" dpo --model "$start" --method dpo --strategy sample "${common[@]}" "${few[@]}" -o pairs=short
             ;;
@@ -114,6 +124,10 @@ length() { # arm seed
             ;;
     esac
     "$bin/python" runs/mini_lengths.py measure "$out" "$1" "$2"
+    case $1 in
+        taught) length exact-taught "$2" && length max-taught "$2" ;;
+        said) length words-said "$2" ;;
+    esac
 }
 
 # ------------------------------------------------------------------------------------------------ all of it

@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 
+from mull.chat import Chat
 from mull.evals import arms, evidence
 from mull.evals.metrics import percentile_interval, share_interval
 from mull.files import read_jsonl, write_whole
@@ -70,7 +71,7 @@ def traces(run: str, questions: int, tokens: int) -> None:
         return
     teacher = f"{run}/chain/teacher/model"  # as runs/mini.sh spells it: traces of another teacher are refused
     cfg = DistillConfig(teacher=teacher, traces=home / "traces", problems=questions, samples=4, keep="all")
-    prepared(cfg, [load_task("chain")], cfg.micro_tokens, Ledger(), "quiet")
+    prepared(cfg, [load_task("chain")], Chat.load(teacher), cfg.micro_tokens, Ledger(), "quiet")
     found = [trace_of(row) for row in read_jsonl(home / "traces" / "traces.jsonl")]
     for keep in KEEPS:
         once = sum(len(lesson.tokens) for lesson in verified(found, keep))

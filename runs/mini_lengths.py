@@ -38,6 +38,11 @@ ARMS = {
     "exact": "LCPO-exact",
     "max": "LCPO-max",
     "words": "effort words",
+    "taught": "hindsight, tokens",
+    "exact-taught": "hindsight, then LCPO-exact",
+    "max-taught": "hindsight, then LCPO-max",
+    "said": "hindsight, effort words",
+    "words-said": "hindsight, then effort words",
     "kimi": "Kimi's length reward",
     "cosine": "cosine reward",
     "overlong": "overlong buffer",
@@ -45,7 +50,10 @@ ARMS = {
     "pairs": "long-to-short, DPO",
 }
 TARGETS = (24, 48, 96, 144, 192)
-ASKED: dict[str, Sequence[Effort]] = {"exact": TARGETS, "max": TARGETS, "words": WORDS}
+ASKED: dict[str, Sequence[Effort]] = {
+    **dict.fromkeys(("exact", "max", "taught", "exact-taught", "max-taught"), TARGETS),
+    **dict.fromkeys(("words", "said", "words-said"), WORDS),
+}
 FORCED = (4, 12, 24, 48, 96, 144, 192)  # tokens of thought, after which it is closed; the answer comes behind
 CUT = (24, 36, 48, 72, 96, 144, 192)  # tokens in all, after which the chain is over
 THINK_TOKENS, ANSWER_TOKENS, CHAINS = 256, 32, 8
@@ -153,11 +161,11 @@ def obeyed(run: Path) -> list[dict[str, Any]]:
     rows = []
     for arm in ASKED:
         found = [(asked, tokens_SPC) for name, asked, _, tokens_SPC in points(run) if name == ARMS[arm]]
-        for asked, tokens_SPC in found if arm != "words" else ():
-            wanted = int(asked.split()[1])
-            off_SPC = np.abs(tokens_SPC - wanted) if arm == "exact" else np.maximum(tokens_SPC - wanted, 0)
+        for asked, tokens_SPC in found if ASKED[arm] == TARGETS else ():
+            wanted, most = int(asked.split()[1]), arm.startswith("max")
+            off_SPC = np.maximum(tokens_SPC - wanted, 0) if most else np.abs(tokens_SPC - wanted)
             [value] = arms.interval(off_SPC.mean(2, keepdims=True) / wanted)
-            where = "away from" if arm == "exact" else "above"
+            where = "above" if most else "away from"
             claim = f"{ARMS[arm]}, {asked}: tokens {where} the target, as a share of it"
             rows.append(arms.row(WHAT, claim, value, *tokens_SPC.shape[:2]))
         if found:

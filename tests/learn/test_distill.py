@@ -104,6 +104,15 @@ def test_which_of_the_teacher_s_chains_are_kept():
     assert first.ce == [0, 0, 1, 1, 1] and not any(first.mask)
 
 
+def test_a_chain_can_be_learnt_behind_a_wish_for_its_own_length():
+    trace = graded([span([10, 11, 12, 99]), span([13, 99])], {1: True, 2: True})
+    plain = verified([trace], "right")
+    wished = verified([trace], "right", lambda question, tokens: [7, 7, tokens] if question.id == "q/1" else [])
+    assert [list(s.tokens) for s in wished] == [[7, 7, 4, 10, 11, 12, 99], [7, 7, 2, 13, 99]]
+    for a, b in zip(plain, wished, strict=True):
+        assert list(a.tokens[2:]) == list(b.tokens[3:]) and b.ce == [0, *(a.ce or [])], "the wish itself is not learnt"
+
+
 # ------------------------------------------------------------------------------------------------ the KL
 
 

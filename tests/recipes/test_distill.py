@@ -11,9 +11,12 @@ from typing import Any
 import pytest
 import torch
 
+from mull.chat import Chat
 from mull.errors import UserError
+from mull.ledger import Ledger
 from mull.models import hf
-from mull.recipes.distill import DistillConfig, distill
+from mull.recipes.distill import DistillConfig, distill, prepared
+from mull.tasks.load import load_task
 from tests.recipes.test_resume import broken_run, finish, same_run
 from tests.recipes.tiny import ENDS, save_tiny, weights
 
@@ -114,6 +117,9 @@ OFF: list[dict[str, Any]] = [  # of one epoch, unless they say otherwise
     {},
     {"keep": "right"},
     {"keep": "all"},
+    {"wishes": "tokens"},
+    {"wishes": "words"},
+    {"wishes": "words", "longest": 12},
     {"layers": 1},
     {"seed": 1},
     {"optimizer": "muon"},
@@ -172,6 +178,22 @@ def test_every_option_of_learning_changes_the_student(base: Path):
     assert not [(options[i], options[j]) for i, j in pairs if torch.allclose(found[i], found[j], atol=1e-7)]
 
 
+def test_prompts_ask_for_what_the_chain_has(base: Path):
+    """As RL will ask: the same last line, the whole chain counted, with its answer and its end."""
+    cfg = config(base, "run", keep="all", wishes="tokens")
+    chat, ledger = Chat.load(base), Ledger()
+    todo, _ = prepared(cfg, [load_task(cfg.tasks[0])], chat, 1000, ledger, "quiet")
+    for sample in todo:
+        start = next(i for i, weight in enumerate(sample.ce or []) if weight)
+        question = chat.decode(list(sample.tokens[:start]))
+        assert f"\nthink {len(sample.tokens) - start}<" in question
+    words = replace(cfg, wishes="words", longest=12)
+    said = [
+        chat.decode(list(s.tokens)) for s in prepared(words, [load_task(cfg.tasks[0])], chat, 1000, ledger, "quiet")[0]
+    ]
+    assert {text.partition("effort: ")[2].partition("<")[0] for text in said} >= {"low", "high"}
+
+
 @pytest.mark.parametrize("method", ["off", "on"])
 def test_killed_and_resumed_is_bitwise_the_same(base: Path, method: str):
     def cfg(name: str) -> DistillConfig:
@@ -208,6 +230,8 @@ def test_chains_that_the_student_cannot_hold_are_left_out_whole(base: Path):
         ({"form": "sampled", "direction": "forward"}, "use form=exact"),
         ({"groups": 0}, "must be 1 or more"),
         ({"trained_tokens": -1}, "must not be negative"),
+        ({"longest": 12}, "wishes=none has none"),
+        ({"wishes": "tokens", "method": "on"}, "of the teacher's own chains"),
     ],
 )
 def test_what_cannot_be_is_refused_before_anything_is_written(base: Path, options: dict[str, Any], sentence: str):

@@ -69,6 +69,15 @@ def ask(question: Question, effort: Effort | None) -> Question:
     return replace(question, text=asked(question.text, effort))
 
 
+def word_of(tokens: int, most: int) -> Word:
+    """The least word that stands for so many tokens, where at most `most` are allowed; the greatest for more.
+
+    >>> [word_of(n, 256) for n in (64, 65, 200, 999)]
+    ['low', 'medium', 'high', 'high']
+    """
+    return next((word for word in WORDS if tokens <= tokens_of(word, most)), WORDS[-1])
+
+
 def tokens_of(effort: Effort, most: int) -> int:
     """How many tokens an effort stands for, where at most `most` are allowed: a quarter, a half, or all of them.
 

@@ -22,7 +22,7 @@ would spread over all of them.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Literal
 
@@ -41,7 +41,7 @@ from mull.models import hf
 from mull.models.attention import causal
 from mull.models.config import ModelConfig
 from mull.models.transformer import Transformer
-from mull.types import Batch, Sample, Trace
+from mull.types import Batch, Question, Sample, Trace
 
 Keep = Literal["shortest", "right", "all"]
 Direction = Literal["reverse", "forward"]
@@ -122,13 +122,18 @@ def refuse_other_tokens(teacher: Chat, student: Chat, sizes: tuple[int, int]) ->
 # ------------------------------------------------------------------------------------------------ off-policy
 
 
-def verified(traces: Sequence[Trace], keep: Keep = "shortest") -> list[Sample]:
+def verified(
+    traces: Sequence[Trace], keep: Keep = "shortest", asked: Callable[[Question, int], Sequence[int]] | None = None
+) -> list[Sample]:
     """A graded teacher's chains as demonstrations: the shortest right one of each question, its different right ones
     (as RFT, Yuan et al. 2308.01825), or all that ended, right or wrong (the ablation). Forced tokens are context; cut
     chains never teach.
 
     Shortest: a small student pays for every token, and slips in every line. All: as often as the teacher wrote them,
     since right chains repeat more than wrong ones, and without its repetitions they are not what it writes.
+
+    `asked(question, tokens)`: the prompt that a chain of so many tokens is learnt behind, instead of its own. One that
+    asks for that length teaches what such a wish means (hindsight, as in upside-down RL, Schmidhuber 1912.02875).
     """
     if keep == "shortest":
         chosen = shortest_right(traces)
@@ -138,7 +143,13 @@ def verified(traces: Sequence[Trace], keep: Keep = "shortest") -> list[Sample]:
         if keep == "right":
             chosen = list({(name, path.side.tokens): (name, path) for name, path in chosen}.values())
     groups = {name: i for i, name in enumerate(dict.fromkeys(name for name, _ in chosen))}
-    samples = [sft_sample(path.prompt, path, group=groups[name]) for name, path in chosen]
+    questions = {trace.question.id: trace.question for trace in traces}
+    samples = [
+        sft_sample(
+            tuple(asked(questions[name], len(path.side.tokens))) if asked else path.prompt, path, group=groups[name]
+        )
+        for name, path in chosen
+    ]
     return [sample for sample in samples if sample is not None]
 
 

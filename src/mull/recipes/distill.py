@@ -19,6 +19,7 @@ import random
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -26,6 +27,7 @@ import torch
 
 from mull import config as configs
 from mull.chat import Chat
+from mull.chat.effort import Effort, ask, word_of
 from mull.engine.local import LocalEngine
 from mull.engine.sampler import Sampler, derive_seed
 from mull.engine.together import together
@@ -65,7 +67,7 @@ from mull.search.sample import ON_POLICY, sample
 from mull.search.sources import Source
 from mull.tasks.base import Checked
 from mull.tasks.load import load_task
-from mull.types import Cost, Sample, Trace
+from mull.types import Cost, Question, Sample, Trace
 
 
 @dataclass(frozen=True)
@@ -81,6 +83,10 @@ class DistillConfig:
     levels: tuple[int, ...] = (1, 2)
     method: Literal["off", "on"] = "off"
     keep: Keep = "shortest"  # of the teacher's chains (off)
+    wishes: Literal["none", "tokens", "words"] = (
+        "none"  # prompts ask for the length that a chain turned out to have (off)
+    )
+    longest: int = 0  # tokens that the word high stands for (words); 0: think_tokens + answer_tokens
     strategy: str = "sample"  # that the teacher's chains are made with: see search/named.py (off)
     scorer: str = ""  # for strategies that need one (off)
     traces: Path | None = None  # a folder of the teacher's traces, filled if it is empty; none: OUT/search (off)
@@ -124,6 +130,12 @@ class DistillConfig:
             )
         if self.init == "layers" and (self.width or not self.layers):
             raise UserError("init=layers takes layers of the teacher as they are: say how many by layers, and no width")
+        if self.longest and self.wishes != "words":
+            raise UserError(
+                f"longest says what effort words stand for, and wishes={self.wishes} has none: leave it out"
+            )
+        if self.longest < 0 or (self.wishes != "none" and self.method == "on"):
+            raise UserError("wishes are of the teacher's own chains (method=off), and longest is a number of tokens")
         if self.form == "sampled" and self.direction == "forward":
             raise UserError("the sampled form is of the reverse KL: use form=exact for the forward one")
 
@@ -165,7 +177,7 @@ def distill(cfg: DistillConfig, command: str = "", resume: bool = False, mode: M
         plan: list[list[int]] = [[] for _ in range(cfg.steps)]
         if cfg.method == "off":
             most = min(context, cfg.micro_tokens // 8 * 8 + 1)  # rows are padded to 8, and the last token is no input
-            todo, found = prepared(cfg, tasks, most, ledger, mode)
+            todo, found = prepared(cfg, tasks, chat, most, ledger, mode)
             sizes = [len(s.tokens) for s in todo]
             plan = until(in_epochs(sizes, cfg.epochs, cfg.step_tokens, cfg.seed), sizes, cfg.trained_tokens)
             about |= {"lessons": found, "search_flops": ledger.phases["search"].flops}
@@ -245,7 +257,7 @@ def fresh(cfg: DistillConfig, teacher: Transformer) -> Transformer:
 
 
 def prepared(
-    cfg: DistillConfig, tasks: list, most: int, ledger: Ledger, mode: Mode
+    cfg: DistillConfig, tasks: list, chat: Chat, most: int, ledger: Ledger, mode: Mode
 ) -> tuple[list[Sample], dict[str, Any]]:
     """The teacher's chains to imitate, and what they are worth; what they cost is charged to the ledger.
 
@@ -263,7 +275,7 @@ def prepared(
             cfg.trace_seed, progress.update,
         )  # fmt: skip
     ledger.charge("search", done.cost)
-    samples = verified(done.traces, cfg.keep)
+    samples = verified(done.traces, cfg.keep, None if cfg.wishes == "none" else partial(asking, cfg, chat))
     fitting = [s for s in samples if len(s.tokens) <= most]
     found = {
         "chains": len(fitting),
@@ -282,6 +294,13 @@ def prepared(
             "samples"
         )
     return fitting, found
+
+
+def asking(cfg: DistillConfig, chat: Chat, question: Question, tokens: int) -> list[int]:
+    """The prompt that asks for so many tokens, or for the word that stands for them."""
+    longest = cfg.longest or cfg.think_tokens + cfg.answer_tokens
+    wish: Effort = word_of(tokens, longest) if cfg.wishes == "words" else tokens
+    return chat.prompt(ask(question, wish).asked)
 
 
 # ------------------------------------------------------------------------------------------------ on-policy
