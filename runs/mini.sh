@@ -27,7 +27,7 @@ students=${STUDENTS:-fresh-right fresh-shortest fresh-all layers small-right rl}
 length_seeds=${LENGTH_SEEDS:-0}
 length_tokens=${LENGTH_TOKENS:-2500000} # sampled for training by each arm of the lengths
 length_problems=${LENGTH_PROBLEMS:-1024}
-lengths=${LENGTHS:-plain taught said exact max words kimi cosine overlong shortest pairs}
+lengths=${LENGTHS:-plain taught said taught-right paper exact max words kimi cosine overlong shortest pairs}
 
 shape=(-o layers=5 -o width=64) # 32% of nano's parameters
 levels=(-o "levels=[1,2]" -o dtype=bfloat16 --resume --quiet --no-report)
@@ -97,8 +97,10 @@ length() { # arm seed
     case $1 in
         plain) ;;
         exact*) options+=(-o length=lcpo_exact -o "wanted=[24,192]") ;;
+        paper*) options+=(-o length=lcpo_exact -o "wanted=[24,192]" -o length_paper=true) ;;
         max*) options+=(-o length=lcpo_max -o "wanted=[24,192]") ;;
-        words*) options+=(-o length=lcpo_exact -o "wanted=[24,192]" -o effort_words=true) ;;
+        words) options+=(-o length=lcpo_exact -o "wanted=[24,192]" -o effort_words=true) ;;
+        words-said) options+=(-o length=lcpo_exact -o "wanted=[24,192]" -o effort_words=true -o length_paper=true) ;;
         kimi | cosine) options=(-o "length=$1") ;;
         overlong) options=(-o overlong_buffer=192) ;;
     esac
@@ -107,16 +109,21 @@ length() { # arm seed
     case $1 in
         shortest)
             "$bin/mull" distill --teacher "$start" --student "$start" --keep shortest "${common[@]}" "${few[@]}" \
-                -o lr=2e-4 -o most_share=1
+                --traces "$out/countdown/traces-$2" -o lr=2e-4 -o most_share=1
             ;;
-        taught | said)
-            local wish=(-o wishes=tokens)
-            [ "$1" = taught ] || wish=(-o wishes=words -o longest=192)
-            "$bin/mull" distill --teacher "$start" --student "$start" --keep right "${common[@]}" "${few[@]}" \
-                -o lr=2e-4 -o most_share=1 "${wish[@]}"
+        taught | taught-right | said)
+            local wish=(--keep all -o wishes=tokens)
+            [ "$1" != taught-right ] || wish=(--keep right -o wishes=tokens -o lr=2e-4)
+            [ "$1" != said ] || wish=(--keep all -o wishes=words -o longest=192)
+            "$bin/mull" distill --teacher "$start" --student "$start" "${common[@]}" "${few[@]}" \
+                --traces "$out/countdown/traces-$2" -o lr=1e-3 -o most_share=1 "${wish[@]}"
             ;;
         pairs)
             "$bin/mull" dpo --model "$start" --method dpo --strategy sample "${common[@]}" "${few[@]}" -o pairs=short
+            ;;
+        pairs-nll) # gentler: once over the pairs, and the short chain is imitated, too
+            "$bin/mull" dpo --model "$start" --method dpo --strategy sample "${common[@]}" "${few[@]}" -o pairs=short \
+                --traces "$out/countdown/pairs-$2/search" -o nll=1 -o epochs=1
             ;;
         *)
             "$bin/mull" rl --model "$start" --steps 2000 "${common[@]}" -o "sampled_tokens=$length_tokens" \
@@ -125,8 +132,9 @@ length() { # arm seed
     esac
     "$bin/python" runs/mini_lengths.py measure "$out" "$1" "$2"
     case $1 in
-        taught) length exact-taught "$2" && length max-taught "$2" ;;
+        taught) length paper-taught "$2" && length max-taught "$2" ;;
         said) length words-said "$2" ;;
+        pairs) length pairs-nll "$2" ;;
     esac
 }
 

@@ -37,21 +37,24 @@ ARMS = {
     "plain": "RL, no length in its reward",
     "exact": "LCPO-exact",
     "max": "LCPO-max",
+    "paper": "LCPO-exact in the paper's form",
     "words": "effort words",
-    "taught": "hindsight, tokens",
-    "exact-taught": "hindsight, then LCPO-exact",
+    "taught-right": "hindsight, right chains",
+    "taught": "hindsight, all chains",
+    "paper-taught": "hindsight, then the paper's LCPO-exact",
     "max-taught": "hindsight, then LCPO-max",
     "said": "hindsight, effort words",
-    "words-said": "hindsight, then effort words",
+    "words-said": "hindsight, then the paper's, effort words",
     "kimi": "Kimi's length reward",
     "cosine": "cosine reward",
     "overlong": "overlong buffer",
     "shortest": "long-to-short, imitation",
     "pairs": "long-to-short, DPO",
+    "pairs-nll": "long-to-short, DPO and imitation",
 }
 TARGETS = (24, 48, 96, 144, 192)
 ASKED: dict[str, Sequence[Effort]] = {
-    **dict.fromkeys(("exact", "max", "taught", "exact-taught", "max-taught"), TARGETS),
+    **dict.fromkeys(("exact", "max", "paper", "taught-right", "taught", "paper-taught", "max-taught"), TARGETS),
     **dict.fromkeys(("words", "said", "words-said"), WORDS),
 }
 FORCED = (4, 12, 24, 48, 96, 144, 192)  # tokens of thought, after which it is closed; the answer comes behind

@@ -13,11 +13,12 @@ import pytest
 from mull import config as configs
 from mull.errors import UserError
 from mull.evals import report_series
+from mull.models.nano import model_folder
 from mull.recipes.correct import CorrectConfig, correct
 from mull.recipes.distill import DistillConfig, distill
 from mull.recipes.dpo import DPOConfig, dpo
 from mull.recipes.reflect import ReflectConfig, reflect
-from mull.recipes.report import report
+from mull.recipes.report import control, report
 from mull.recipes.rl import RLConfig, rl
 from mull.recipes.sft import SFTConfig, sft
 from tests.recipes.test_report import logged, series, shown, small
@@ -73,6 +74,7 @@ def test_a_control_answers_the_same_problems(home: Path):
     assert second["name"] == "other" and second["accuracy"] != first["accuracy"]
     assert page.read_text().count("After minus it") == 2
     assert json.loads((cfg.out / "summary.json").read_text())["pass_at_1"]["controls"] == [first, second]
+    assert control(Path("nano")) == model_folder("nano")
     with pytest.raises(UserError, match="neither a run nor a model"):
         report(cfg.out, [home])
 

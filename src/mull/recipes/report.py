@@ -31,6 +31,7 @@ from mull.evals.report_data import ReportData, behaviour_rows
 from mull.files import write_whole
 from mull.ledger import Budget
 from mull.models import hf
+from mull.models.nano import model_folder
 from mull.models.transformer import Transformer
 from mull.progress import Mode, Progress
 from mull.recipes.demo import pick, shown_thought
@@ -67,7 +68,9 @@ def report(run: Path, controls: Sequence[Path] = (), mode: Mode = "quiet") -> Pa
 
 
 def control(path: Path) -> Path:
-    """The model of a run folder, or the folder of a model itself."""
+    """The model of a run folder, or the folder of a model itself; nano is the one that ships."""
+    if str(path) == "nano":
+        return model_folder("nano")
     if (path / "config.toml").is_file():
         return trained_model(path, "the command that began it")
     if not (path / "config.json").is_file():
