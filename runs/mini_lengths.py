@@ -42,6 +42,7 @@ ARMS = {
     "taught-right": "hindsight, right chains",
     "taught": "hindsight, all chains",
     "paper-taught": "hindsight, then the paper's LCPO-exact",
+    "exact-taught": "hindsight, then LCPO-exact",
     "max-taught": "hindsight, then LCPO-max",
     "said": "hindsight, effort words",
     "words-said": "hindsight, then the paper's, effort words",
@@ -54,7 +55,9 @@ ARMS = {
 }
 TARGETS = (24, 48, 96, 144, 192)
 ASKED: dict[str, Sequence[Effort]] = {
-    **dict.fromkeys(("exact", "max", "paper", "taught-right", "taught", "paper-taught", "max-taught"), TARGETS),
+    **dict.fromkeys(
+        ("exact", "max", "paper", "taught-right", "taught", "paper-taught", "exact-taught", "max-taught"), TARGETS
+    ),
     **dict.fromkeys(("words", "said", "words-said"), WORDS),
 }
 FORCED = (4, 12, 24, 48, 96, 144, 192)  # tokens of thought, after which it is closed; the answer comes behind
