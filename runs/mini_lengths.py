@@ -210,7 +210,7 @@ def ranks(values_N: np.ndarray) -> np.ndarray:
 # ------------------------------------------------------------------------------------------------ the picture
 
 COLOURS = ("#4269d0", "#efb118", "#ff725c", "#6cc5b0", "#3ca951", "#ff8ab7", "#a463f2", "#97bbf5", "#9c6b4e")
-WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 780, 430, 50, 210, 14, 40  # the legend is in the right margin
+WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 840, 430, 50, 270, 14, 40  # the legend is in the right margin
 
 
 def picture(run: Path) -> str:
