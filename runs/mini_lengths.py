@@ -239,7 +239,7 @@ def picture(run: Path) -> str:
         dash = ' stroke-dasharray="5 3"' if i >= len(COLOURS) else ""
         path = "L".join(f"{x:.1f} {y:.1f}" for x, y in spots)
         parts.append(f'<path d="M{path}" fill="none" stroke="{colour}" stroke-width="1.5"{dash}/>')
-        mark = "white" if dash else colour
+        mark = (colour, "white", "#bbb")[i // len(COLOURS) % 3]
         for x, y in (*spots, (WIDTH - RIGHT + 16, 20 + 17 * i)):
             parts.append(f'<circle cx="{x:.1f}" cy="{y:.1f}" r="3.5" fill="{mark}" stroke="{colour}"/>')
         parts.append(f'<text x="{WIDTH - RIGHT + 25}" y="{24 + 17 * i}">{name}</text>')
