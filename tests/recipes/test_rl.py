@@ -357,7 +357,6 @@ def test_prompts_ask_for_a_length_and_rewards_measure_against_it(home: Path, tmp
             config(home, length="lcpo_exact", **bad)
     with pytest.raises(UserError, match=r"wanted=\[4, 400\] asks for more tokens than a chain may have"):
         config(home, length="lcpo_max", wanted=(4, 400))
-    config(home, wanted=(4, 400))  # asks for nothing
 
 
 def test_a_penalty_does_not_say_who_is_right(home: Path):

@@ -75,7 +75,10 @@ def word_of(tokens: int, most: int) -> Word:
     >>> [word_of(n, 256) for n in (64, 65, 200, 999)]
     ['low', 'medium', 'high', 'high']
     """
-    return next((word for word in WORDS if tokens <= tokens_of(word, most)), WORDS[-1])
+    for word in WORDS:
+        if tokens <= tokens_of(word, most):
+            return word
+    return WORDS[-1]
 
 
 def tokens_of(effort: Effort, most: int) -> int:
