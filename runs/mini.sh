@@ -6,8 +6,8 @@
 #   as many tokens more off-policy; RL alone from the small base for equal tokens, and the small base itself.
 #   Lengths on countdown, where thoughts are searches of very different length: token targets, effort words, rewards for
 #   short chains, long-to-short, beside cutting chains off and closing their thoughts by force.
-# An hour and three quarters on two cores, if runs/rl_against_sft.sh has left its models; a quarter more if not. Goes on
-# where it was stopped. PIECES=lengths leaves the students for another day, and PIECES=students the lengths.
+# Two pieces: lengths, an hour and a half on two cores, and students, about two. A quarter more where
+# runs/rl_against_sft.sh has left no models. Goes on where it was stopped; PIECES=lengths or PIECES=students runs one.
 #
 #   runs/mini.sh [run folder]
 set -euo pipefail
