@@ -29,7 +29,8 @@ job() { # arm seed
         prime) options=(--algorithm prime -o groups=8 -o critic_warmup=0) ;; # it asks more questions than it keeps
         *) options=(--algorithm "$arm") ;;
     esac
-    "$bin/mull" rl "${options[@]}" --task chain --steps 2000 --seed "$seed" --resume --quiet --no-report --out "$out/chain/$arm-$seed" \
+    "$bin/mull" rl "${options[@]}" --task chain --steps 2000 --seed "$seed" --resume --quiet --no-report \
+        --out "$out/chain/$arm-$seed" \
         -o 'levels=[1,2]' -o "sampled_tokens=$tokens" -o dtype=bfloat16 -o micro_tokens=1024
     "$bin/python" runs/credit_evidence.py measure "$out" "$arm" "$seed"
 }

@@ -122,8 +122,9 @@ def compare(cfg: Reported, run: Path, told: Told, mode: Mode = "quiet") -> dict[
     marks, shown, thoughts = [], [], []
     with Progress("measuring for the report", len(models) * len(held), mode=mode) as progress:
         for i, (_, own, load) in enumerate(models):
-            done = partial(_count, progress, i * len(held))
-            firsts, judged = measure(cfg, told, held, LocalEngine(load(), own), own, done)
+            firsts, judged = measure(
+                cfg, told, held, LocalEngine(load(), own), own, lambda done, i=i: progress.update(i * len(held) + done)
+            )
             marks.append(judged)
             if i < 2:
                 shown.append([shown_thought(h, t, own) for h, t in zip(held, firsts.traces, strict=True)])
@@ -158,10 +159,6 @@ def compare(cfg: Reported, run: Path, told: Told, mode: Mode = "quiet") -> dict[
         "lengths": {"before": [t.tokens for t in thoughts[0]], "after": [t.tokens for t in thoughts[1]]},
         "behaviours": behaviour_rows(behaviour.describe(thoughts[0]), behaviour.describe(thoughts[1])),
     }
-
-
-def _count(progress: Progress, before: int, done: int) -> None:
-    progress.update(before + done)
 
 
 def measure(

@@ -129,7 +129,10 @@ def told_of(cfg: Reported, run: Path) -> Told:
             )  # fmt: skip
         case DistillConfig():
             if not cfg.student:
-                common |= {"model": "a fresh student", "start": lambda: fresh(cfg, hf.load(model_folder(cfg.teacher)))}
+                common |= {
+                    "model": "a fresh student",
+                    "start": lambda: fresh(cfg, hf.load(model_folder(cfg.teacher), device=cfg.device)),
+                }
             how = {"off": "imitation of the chains of", "on": "on-policy distillation from"}[cfg.method]
             size = f"The student has {rows[0]['share']:.0%} of the teacher's parameters." if rows else ""
             return Told(
@@ -265,9 +268,9 @@ def metrics_of(run: Path) -> list[dict[str, Any]]:
 def phases_of(run: Path) -> Phases:
     """What the newest checkpoints say was spent, by phase; the turns of a flywheel together, and every arm of a run of
     several by its name."""
-    arms = sorted(p.parent.parent.name for p in run.glob("*/checkpoints/step_*")) if _arms(run) else [""]
+    arms = [""] if (run / "checkpoints").is_dir() else sorted(p.parent.name for p in run.glob("*/checkpoints"))
     phases: Phases = {}
-    for arm in dict.fromkeys(arms):
+    for arm in arms:
         newest = sorted((run / arm).glob("checkpoints/step_*/state.pt"))
         found = Ledger.restore(torch.load(newest[-1], weights_only=True)["ledger"]) if newest else Ledger()
         for name, cost in found.phases.items():
@@ -275,7 +278,3 @@ def phases_of(run: Path) -> Phases:
             name = f"{arm}: {name}" if arm else name
             phases[name] = phases.get(name, Cost()) + cost
     return phases
-
-
-def _arms(run: Path) -> bool:
-    return not (run / "checkpoints").is_dir()
