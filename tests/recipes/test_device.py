@@ -130,7 +130,8 @@ def test_what_a_recipe_searches_with_is_on_its_device(monkeypatch: pytest.Monkey
             dpo.dpo(dpo.DPOConfig("tiny", **grid, scorer="orm", device="cuda:3"))
         elif recipe is distill:
             cfg = distill.DistillConfig("tiny", tasks=("any.py:Any",), scorer="orm", device="cuda:3")
-            distill.prepared(cfg, [distill.load_task("any.py:Any")], 64, distill.Ledger(), "quiet")
+            tasks = [distill.load_task("any.py:Any")]
+            distill.prepared(cfg, tasks, Chat.load(home / "tiny"), 64, distill.Ledger(), "quiet")
         else:
             cfg = flywheel.FlywheelConfig("tiny", scorer="orm", device="cuda:3")
             flywheel.tools_on(cfg, home / "tiny", load(home / "tiny"), Chat.load(home / "tiny"))
