@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Every training method's figures, one piece after another; each goes on where it was stopped and fits into about two
-# hours on two cores (credit: two and a quarter; mini is two pieces, of an hour and a half and of two hours).
+# hours on two cores (mini is two pieces, of an hour and a half and of two hours).
 #
 #   runs/methods.sh [piece …]
 set -euo pipefail

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import sys
+from functools import partial
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -87,6 +88,7 @@ def written(script: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
         made(tmp_path / "run" / "chain" / f"coin-{seed}", seed, (1, 1, 2), (2, 1, 2))
         made(tmp_path / "run" / "chain" / f"once-{seed}", seed, (1, 6), (2, 7))
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(script, "interval", partial(script.interval, resamples=200))
     script.main(tmp_path / "run")
     for name in ("flywheel", "flywheel-rule", "flywheel-spent", "flywheel-data"):
         assert tables.grid(evidence.read(name))

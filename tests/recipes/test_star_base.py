@@ -8,6 +8,7 @@ import random
 import sys
 from collections import Counter
 from dataclasses import replace
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
@@ -148,6 +149,7 @@ def test_means_weigh_lengths_equally_and_intervals_hold_them(script: ModuleType)
 def test_the_tables_of_a_run(script: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     written: dict[str, list[dict[str, Any]]] = {}
     monkeypatch.setattr(script.evidence, "write", lambda name, rows: written.update({name: rows}))
+    monkeypatch.setattr(script, "interval", partial(script.interval, resamples=50))
 
     def cells(mark: str) -> dict[str, Any]:
         return {f"addition/{i}": {"marks": mark * 4, "lines": 4, "false": int(mark)} for i in range(1, 11)}
