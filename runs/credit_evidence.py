@@ -38,7 +38,7 @@ EXPERIMENT = arms.Experiment(
     ks=(1, 4, 16, 64),
     pairs=[(arm, "group") for arm in ("ppo", "vineppo", "potential", "difference", "prime", "random")]
     + [("potential", "ppo")]
-    + [(arm, "base") for arm in ("group", "only-difference", "only-sum")],
+    + [(arm, "base") for arm in ("group", "ppo", "vineppo", "potential", "prime", "only-difference", "only-sum")],
 )
 SCORED = ("potential", "difference", "only-difference", "only-sum")
 

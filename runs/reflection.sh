@@ -94,7 +94,7 @@ queued() { # piece: its jobs
             ;;
         reflect)
             for seed in $seeds; do
-                echo "reflect addition [2,3] [5] $seed" # of four digits are the further problems
+                echo "reflect addition [2,3] [5] $seed" # of three and four digits are the further problems
                 echo "reflect chain [1,2] [3] $seed"
             done
             ;;
