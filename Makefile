@@ -40,12 +40,13 @@ help:
 demo: $(VENV)/.mull-core
 	$(BIN)/mull demo --out runs/demo --resume $(DEMO_ARGS)
 
-# Two processes of one thread each: more threads per process only fight over the same cores.
+# One process more than two cores can run, of one thread each: a third of the time a test waits for a page, a process or
+# a clock. More threads per process would only fight over the same cores.
 test: $(VENV)/.mull-dev
-	OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false $(BIN)/python -m pytest -n 2 $(TEST_ARGS)
+	OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false $(BIN)/python -m pytest -n 3 $(TEST_ARGS)
 
 test-fast: $(VENV)/.mull-dev
-	OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false $(BIN)/python -m pytest -n 2 -m "not slow" $(TEST_ARGS)
+	OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false $(BIN)/python -m pytest -n 3 -m "not slow" $(TEST_ARGS)
 
 # Each client has an environment of its own below ~/.cache/mull/clients, which the first run makes in minutes. A client
 # whose packages cannot be had is skipped, and -rs says so.
