@@ -3,11 +3,12 @@
 # are held short.
 #   Students on chain: the teacher is nano after RL. Off-policy from fresh weights (all right chains, the shortest right
 #   one, all chains unverified), from one of the teacher's layers, and from a small base; on-policy after that, beside
-#   as many tokens more off-policy; RL alone from the small base for equal tokens, and the small base itself.
+#   as many tokens more off-policy; and the small base itself.
+#   Reinforced: RL alone, for as many tokens as the students learn from, of the small base and of nano.
 #   Lengths on countdown, where thoughts are searches of very different length: token targets, effort words, rewards for
 #   short chains, long-to-short, beside cutting chains off and closing their thoughts by force.
-# Two pieces: lengths, an hour and a half on two cores, and students, about two. A quarter more where
-# runs/rl_against_sft.sh has left no models. Goes on where it was stopped; PIECES=lengths or PIECES=students runs one.
+# Three pieces: lengths, an hour and a half on two cores, students, TIME1, and reinforced, TIME2. A quarter
+# more where runs/rl_against_sft.sh has left no models. Goes on where it was stopped; PIECES=students runs that one.
 #
 #   runs/mini.sh [run folder]
 set -euo pipefail
@@ -16,14 +17,14 @@ set -- "${1:-runs/mini}" "${@:2}"
 export OMP_NUM_THREADS=1 OMP_WAIT_POLICY=passive
 out=$1
 bin=${BIN:-.venv/bin}
-pieces=${PIECES:-lengths students}
+pieces=${PIECES:-lengths students reinforced}
 trained=${TRAINED:-runs/rl-against-sft} # whose rl-0 is the teacher, where it is there
 rl_tokens=${RL_TOKENS:-1500000}         # learnt from by teachers, prompts included
 tokens=${TOKENS:-6000000}               # learnt from by a fresh student, by the small base, and by RL alone
 problems=${PROBLEMS:-16384}             # questions to the teacher, 4 chains each
 on_steps=${ON_STEPS:-200}
 seeds=${SEEDS:-0 1 2}
-students=${STUDENTS:-fresh-right fresh-shortest fresh-all layers small-right rl}
+students=${STUDENTS:-fresh-right fresh-shortest fresh-all layers small-right}
 length_seeds=${LENGTH_SEEDS:-0}
 length_tokens=${LENGTH_TOKENS:-2500000} # sampled for training by each arm of the lengths
 length_problems=${LENGTH_PROBLEMS:-1024}
@@ -68,8 +69,9 @@ student() { # arm seed
             off more "$2" right --student "$out/chain/small-right-$2/model" -o lr=1e-3 \
                 -o "trained_tokens=$("$bin/python" runs/mini_evidence.py learnt "$out" on "$2")"
             ;;
-        rl) # where nothing is solved nothing is learnt from: then the sampled tokens end it
-            "$bin/mull" rl --model "$small" --task chain --steps 9000 --seed "$2" --out "$out/chain/rl-$2" \
+        rl | longer) # where nothing is solved nothing is learnt from: then the sampled tokens end it
+            [ "$1" = rl ] || small=nano
+            "$bin/mull" rl --model "$small" --task chain --steps 9000 --seed "$2" --out "$out/chain/$1-$2" \
                 -o "trained_tokens=$tokens" -o "sampled_tokens=$((4 * tokens))" "${levels[@]}"
             ;;
         small)
@@ -164,25 +166,29 @@ queued() { # teachers|others piece: its jobs
     case $1-$2 in
         teachers-lengths) echo teacher countdown 0 ;;
         others-lengths) for seed in $length_seeds; do for name in $lengths; do echo length "$name" "$seed"; done; done ;;
-        teachers-students)
+        teachers-students | teachers-reinforced)
             echo teacher chain 0
             for seed in $seeds; do echo student small "$seed"; done
             ;;
+        others-reinforced)
+            echo student longer 0 # as the teacher, which is one model
+            for seed in $seeds; do echo student rl "$seed"; done
+            ;;
         others-students) for seed in $seeds; do for name in $students; do echo student "$name" "$seed"; done; done ;;
         *)
-            echo "there is no piece $2: lengths and students are" >&2
+            echo "there is no piece $2: lengths, students and reinforced are" >&2
             return 1
             ;;
     esac
 }
 # One process a core: training a small model does not use two threads well.
 for part in teachers others; do
-    queue=$(for piece in $pieces; do queued "$part" "$piece" || exit; done)
+    queue=$(for piece in $pieces; do queued "$part" "$piece" || exit; done | awk '!seen[$0]++')
     xargs -P 2 -L 1 runs/mini.sh "$out" job <<<"$queue"
 done
 for piece in $pieces; do
     case $piece in
-        students) "$bin/python" runs/mini_evidence.py table "$out" ;;
+        students | reinforced) "$bin/python" runs/mini_evidence.py table "$out" ;;
         lengths) "$bin/python" runs/mini_lengths.py table "$out" ;;
     esac
 done

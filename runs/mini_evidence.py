@@ -35,6 +35,7 @@ SPLIT = "levels 1 and 2"  # one measurement; the tables have each level, too
 LEVELS = {SPLIT: (1, 2), "level 1": (1,), "level 2": (2,)}
 ARMS = {
     "teacher": "teacher: nano after RL",
+    "longer": "nano, RL for as long as the students",
     "fresh-right": "fresh, all right chains",
     "fresh-shortest": "fresh, shortest right chain",
     "fresh-all": "fresh, all chains, unverified",
@@ -45,6 +46,7 @@ ARMS = {
     "rl": "small base, RL alone",
     "small": "small base",
 }
+LARGE = {"teacher": "of the teacher's pass@1", "longer": "of nano's after longer RL"}  # one model each
 BEFORE = {"on": "small-right", "more": "small-right", "small-right": "small", "rl": "small"}  # what an arm goes on from
 PAIRS = [
     ("fresh-right", "fresh-all"),
@@ -52,6 +54,9 @@ PAIRS = [
     ("small-right", "fresh-right"),
     ("on", "small-right"),
     ("on", "more"),
+    ("fresh-right", "longer"),
+    ("small-right", "longer"),
+    ("rl", "longer"),
     ("small-right", "rl"),
     ("on", "rl"),
     ("rl", "small"),
@@ -106,16 +111,16 @@ def read(run: Path, arm: str, levels: tuple[int, ...]) -> np.ndarray:
 
 
 def accuracy(run: Path) -> list[dict[str, Any]]:
-    """Every arm's pass@1 and pass@16, and its share of the teacher's pass@1, on both levels and on each."""
+    """Every arm's pass@1 and pass@16, and its share of the large models' pass@1, on both levels and on each."""
     what, rows = experiment(run), []
     for split, levels in LEVELS.items():
-        teacher_PK = read(run, "teacher", levels)[0]
         for arm in there(run):
             found_SPK = read(run, arm, levels)
             values = [share_interval(*value, found_SPK.shape[1]) for value in arms.interval(found_SPK)]
             cells = {f"pass@{k}": value for k, value in zip(what.ks, values, strict=True)}
-            if arm != "teacher":
-                cells["of the teacher's pass@1"] = share_of(found_SPK[:, :, 0], teacher_PK[:, 0])
+            for large, column in LARGE.items():
+                if arm != large and large in there(run):
+                    cells[column] = share_of(found_SPK[:, :, 0], read(run, large, levels)[0, :, 0])
             for column, value in cells.items():
                 claim = f"chain, {split} / {ARMS[arm]} / {column}"
                 rows.append(arms.row(what, claim, value, *found_SPK.shape[:2]))

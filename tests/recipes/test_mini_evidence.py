@@ -69,6 +69,7 @@ def test_a_table_has_the_arms_that_were_measured(tmp_path: Path):
         return {students.SPLIT: [{"id": name, "n": 16, "right": right, "tokens": 20.0} for name, right in rows]}
 
     write(tmp_path / "chain" / "teacher-0.json", marks(14, 2))
+    write(tmp_path / "chain" / "longer-0.json", marks(16, 4))
     for seed in (0, 1):
         write(tmp_path / "chain" / f"small-{seed}.json", marks(8, 0))
         write(tmp_path / "chain" / f"rl-{seed}.json", marks(14, 0))
@@ -76,12 +77,17 @@ def test_a_table_has_the_arms_that_were_measured(tmp_path: Path):
     both, hard = "chain, levels 1 and 2", "chain, level 2"
     assert found[f"{both} / small base / of the teacher's pass@1"]["value"] == pytest.approx(0.5)
     assert found[f"{both} / small base, RL alone / pass@1"]["value"] == pytest.approx(7 / 16)
+    assert found[f"{both} / small base, RL alone / of nano's after longer RL"]["value"] == pytest.approx(7 / 10)
+    assert f"{both} / nano, RL for as long as the students / of nano's after longer RL" not in found
     rl = [found[f"{split} / small base, RL alone / of the teacher's pass@1"]["value"] for split in (both, hard)]
     assert rl == [pytest.approx(7 / 8), 0], "a pooled share can hide that the harder level is not solved at all"
     assert found[f"{hard} / teacher: nano after RL / pass@1"]["n"] == 5
     assert found["chain, level 1 / small base / pass@16"]["value"] == 1
     deltas = {row["claim"].split(" / ", 1)[1]: row["value"] for row in students.compared(tmp_path)}
     assert deltas == {
+        "small base, RL alone minus nano, RL for as long as the students / levels 1 and 2": pytest.approx(-3 / 16),
+        "small base, RL alone minus nano, RL for as long as the students / level 1": pytest.approx(-2 / 16),
+        "small base, RL alone minus nano, RL for as long as the students / level 2": pytest.approx(-4 / 16),
         "small base, RL alone minus small base / levels 1 and 2": pytest.approx(3 / 16),
         "small base, RL alone minus small base / level 1": pytest.approx(6 / 16),
         "small base, RL alone minus small base / level 2": 0,
