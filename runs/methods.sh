@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Every training method's figures, one piece after another; each goes on where it was stopped and fits into about two
-# hours on two cores (mini is two pieces, of an hour and a half and of two hours).
+# hours on two cores (mini is three pieces, of one hour to one and three quarters).
 #
 #   runs/methods.sh [piece …]
 set -euo pipefail
