@@ -7,8 +7,9 @@
 #   Reinforced: RL alone, for as many tokens as the students learn from, of the small base and of nano.
 #   Lengths on countdown, where thoughts are searches of very different length: token targets, effort words, rewards for
 #   short chains, long-to-short, beside cutting chains off and closing their thoughts by force.
-# Three pieces: lengths, an hour and a half on two cores, students, an hour and three quarters, and reinforced, one. A quarter
-# more where runs/rl_against_sft.sh has left no models. Goes on where it was stopped; PIECES=students runs that one.
+# Three pieces: lengths, an hour and a half on two cores, students, an hour and three quarters, and reinforced, one. A
+# quarter of an hour more where runs/rl_against_sft.sh has left no models. Goes on where it was stopped;
+# PIECES=students runs that one alone.
 #
 #   runs/mini.sh [run folder]
 set -euo pipefail
