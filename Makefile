@@ -40,8 +40,8 @@ help:
 demo: $(VENV)/.mull-core
 	$(BIN)/mull demo --out runs/demo --resume $(DEMO_ARGS)
 
-# One process more than two cores can run, of one thread each: a third of the time a test waits for a page, a process or
-# a clock. More threads per process would only fight over the same cores.
+# One process more than two cores can run, of one thread each: a quarter of the time a test waits for a page, a process
+# or a clock. More threads per process would only fight over the same cores.
 test: $(VENV)/.mull-dev
 	OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false $(BIN)/python -m pytest -n 3 $(TEST_ARGS)
 

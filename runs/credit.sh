@@ -3,8 +3,8 @@
 # (VinePPO), a process reward model beside the outcome in two forms, an implicit one (PRIME). From the same base on
 # chain, at equal sampled tokens (VinePPO's continuations among them), three seeds. Two controls: random rewards, and a
 # process reward without the outcome, once as differences and once as the sum of scores, which shows what a policy does
-# to a scorer that alone pays it (half the tokens are enough for that). Under two hours on two cores; goes on where it
-# was stopped.
+# to a scorer that alone pays it (half the tokens are enough for that). Two hours on two cores; goes on where it was
+# stopped.
 #
 #   runs/credit.sh [run folder]
 set -euo pipefail

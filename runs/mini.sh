@@ -187,9 +187,5 @@ for part in teachers others; do
     queue=$(for piece in $pieces; do queued "$part" "$piece" || exit; done | awk '!seen[$0]++')
     xargs -P 2 -L 1 runs/mini.sh "$out" job <<<"$queue"
 done
-for piece in $pieces; do
-    case $piece in
-        students | reinforced) "$bin/python" runs/mini_evidence.py table "$out" ;;
-        lengths) "$bin/python" runs/mini_lengths.py table "$out" ;;
-    esac
-done
+case $pieces in *students* | *reinforced*) "$bin/python" runs/mini_evidence.py table "$out" ;; esac
+case $pieces in *lengths*) "$bin/python" runs/mini_lengths.py table "$out" ;; esac

@@ -14,8 +14,8 @@ from hypothesis import settings  # noqa: E402
 settings.register_profile("mull", deadline=None, derandomize=bool(os.environ.get("CI")))
 settings.load_profile("mull")
 
-# What is written is read by processes of the same machine, which never loses its power here. Runs write often, and each
-# write would wait for the disk. Processes that a test starts, among them those that it kills, do wait.
+# What is written is read by processes of the same machine, which never loses its power here, and a killed process takes
+# nothing of it along. Runs write often, and each write would wait for the disk; commands that a test starts do wait.
 os.fsync = lambda fd: None
 
 
