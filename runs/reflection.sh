@@ -36,9 +36,10 @@ reflect() { # task levels harder seed
 # Every method samples about as many tokens a step: one of single attempts asks twice as many questions. Stage I is long:
 # a second attempt learns to repeat the first before it learns to mend it.
 correct() { # arm seed
-    local options=() last=$steps stage1_steps=$((steps * 2 / 3)) home=$out/correct/chain
+    local long=$((steps * 2 / 3)) last=$steps home=$out/correct/chain
+    local options=(-o "stage1_steps=$long")
     case $1 in
-        stage1) last=$stage1_steps ;;
+        stage1) last=$long ;;
         score) # goes on from its own stage I, which is measured, too
             correct stage1 "$2"
             if [ ! -d "$home/score-$2" ]; then
@@ -46,13 +47,13 @@ correct() { # arm seed
                 cp -r "$home/stage1-$2" "$home/score-$2.part" && mv "$home/score-$2.part" "$home/score-$2"
             fi
             ;;
-        no-stage1) stage1_steps=0 ;;
-        no-bonus) options=(-o alpha=0) ;;
+        no-stage1) options=(-o stage1_steps=0) ;;
+        no-bonus) options+=(-o alpha=0) ;;
         star) options=(--method star -o groups=64) last=$((steps / 4)) ;; # few mend: a step needs many chains
         first | pair_sft) options=(--method "$1" -o groups=32) ;;
     esac
     "$bin/mull" correct --task chain --steps "$last" --seed "$2" --resume --quiet --no-report --out "$home/$1-$2" -o 'levels=[1]' \
-        -o "stage1_steps=$stage1_steps" -o groups=16 -o group_size=8 -o eval_problems=0 -o dtype=bfloat16 "${options[@]}"
+        -o group_size=8 -o eval_problems=0 -o dtype=bfloat16 "${options[@]}"
     "$bin/python" runs/reflection_evidence.py attempts "$out" "$held" "$1" "$2"
 }
 

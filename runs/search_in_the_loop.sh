@@ -16,7 +16,8 @@ seeds=${SEEDS:-0 1 2}
 
 # The rates are each method's own, by valid problems of both tasks (docs/LOG.md): preferences alone do harm at 2e-4.
 learn() { # task arm seed strategy method
-    local rates=(-o lr=2e-4 -o beta=0.1)
+    local rates=(-o lr=2e-4)
+    [ "$5" != both ] || rates+=(-o beta=0.1)
     [ "$5" != dpo ] || rates=(-o lr=5e-5 -o beta=0.5)
     "$bin/mull" dpo --method "$5" --task "$1" --strategy "$4" --seed "$3" --resume --quiet --no-report --out "$out/$1/$2-$3" \
         --traces "$out/$1/traces-${2%%-*}" -o 'levels=[1,2]' -o "problems=$problems" -o samples=16 -o eval_problems=0 \

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mull.config import Option, describe, load, to_toml
+from mull.config import Option, describe, load, refuse_unread, to_toml
 from mull.errors import UserError
 
 
@@ -270,3 +270,24 @@ def test_describe_lists_every_key_with_type_default_and_help():
     for option in options.values():
         if option.default:
             assert load(Run, None, ["model=m", f"{option.key}={option.default}"]).steps == 100
+
+
+def test_a_given_key_that_nothing_reads_is_refused():
+    @dataclass(frozen=True)
+    class Two:
+        method: Literal["a", "b", "c"] = "a"
+        on: bool = False
+        rate: float = 1.0
+        words: tuple[str, ...] = ()
+
+        def __post_init__(self) -> None:
+            refuse_unread(self, "method", {"rate": ("b", "c"), "words": ("a",)})
+            refuse_unread(self, "on", {"words": (True,)})
+
+    assert Two(rate=1.0).rate == Two().rate  # at its default it was not given
+    assert Two(method="b", rate=2.0).rate == 2.0
+    assert Two(on=True, words=("x",)).words == ("x",)
+    with pytest.raises(UserError, match=r"^rate does nothing with method=a: leave it out, or give method=b or c$"):
+        Two(rate=2.0)
+    with pytest.raises(UserError, match=r"^words does nothing with on=false: leave it out, or give on=true$"):
+        Two(words=("x",))

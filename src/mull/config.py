@@ -29,7 +29,7 @@ import tokenize
 import tomllib
 import types
 import typing
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin
@@ -137,6 +137,24 @@ def _build(cls: type[T], values: dict[str, Any], base: Any, at: tuple[str, ...])
         else:
             made[field.name] = default
     return cls(**made)
+
+
+def refuse_unread(cfg: Any, by: str, readers: Mapping[str, Sequence[Any]]) -> None:
+    """UserError for a key of `cfg` that was given and that nothing reads. `readers` says, of some keys, with which
+    values of the key `by` each is read; a key counts as given where it is not at its default."""
+    chosen = getattr(cfg, by)
+    for field in _fields(type(cfg)):
+        values = readers.get(field.name)
+        if values is not None and chosen not in values and getattr(cfg, field.name) != _default(field):
+            wanted = " or ".join(_plain(value) for value in values)
+            raise UserError(
+                f"{field.name} does nothing with {by}={_plain(chosen)}: leave it out, or give {by}={wanted}"
+            )
+
+
+def _plain(value: Any) -> str:
+    """A value as it would be written behind -o key=."""
+    return value if isinstance(value, str) else _toml(value)
 
 
 # ------------------------------------------------------------------------------------------------- values

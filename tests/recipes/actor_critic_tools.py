@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +19,7 @@ from mull.recipes.actor_critic import ActorCriticConfig, collect
 from mull.scorers.base import Score
 from mull.tasks.load import load_task
 from mull.types import Cost
-from tests.recipes.tiny import ENDS, save_tiny
+from tests.recipes.tiny import ENDS, fitting, save_tiny
 
 ALGORITHMS = ("ppo", "prm", "vineppo", "prime")
 PRM, PRIME, VINE = {"algorithm": "prm"}, {"algorithm": "prime"}, {"algorithm": "vineppo"}
@@ -49,27 +48,25 @@ def save_home(folder: Path) -> Path:
 def config(home: Path, **changes: Any) -> ActorCriticConfig:
     if changes.get("algorithm") == "prm":
         changes = {"scorer": home / "scorer-base", **changes}
-    return replace(
-        ActorCriticConfig(
-            model=str(home / "base"),
-            tasks=(f"{home / 'any.py'}:Any",),
-            levels=(1,),
-            steps=2,
-            groups=2,
-            group_size=4,
-            think_tokens=12,
-            answer_tokens=8,
-            critic_lr=0.01,
-            critic_warmup=0,
-            minibatches=2,
-            lr=0.005,
-            warmup=1,
-            max_grad_norm=100.0,
-            compile=False,
-            threads=1,
-        ),
-        **changes,
+    base: dict[str, Any] = dict(
+        model=str(home / "base"),
+        tasks=(f"{home / 'any.py'}:Any",),
+        levels=(1,),
+        steps=2,
+        groups=2,
+        group_size=4,
+        think_tokens=12,
+        answer_tokens=8,
+        critic_lr=0.01,
+        critic_warmup=0,
+        minibatches=2,
+        lr=0.005,
+        warmup=1,
+        max_grad_norm=100.0,
+        compile=False,
+        threads=1,
     )
+    return fitting(ActorCriticConfig, base, changes)
 
 
 def rows(out: Path) -> list[dict[str, Any]]:

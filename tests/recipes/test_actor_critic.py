@@ -55,9 +55,9 @@ def test_at_first_the_critic_learns_alone(home: Path, tmp_path: Path):
         assert torch.equal(weights(actor_critic(cfg, mode="quiet")), weights(home / "base"))
         loss = "value_loss" if name == "ppo" else "critic_loss"
         assert all(row["lr"] == 0 and row[loss] > 0 for row in rows(cfg.out))
-    vine = config(home, out=tmp_path / "vine", algorithm="vineppo", steps=1, critic_warmup=2)
+    vine = config(home, out=tmp_path / "vine", algorithm="vineppo", steps=1)
     actor_critic(vine, mode="quiet")
-    assert rows(vine.out)[0]["lr"] == vine.lr, "there is no critic to wait for"
+    assert rows(vine.out)[0]["lr"] == vine.lr and vine.critic_warmup, "there is no critic to wait for"
 
 
 def test_everything_is_charged(home: Path, tmp_path: Path):
@@ -87,9 +87,10 @@ def test_everything_is_charged(home: Path, tmp_path: Path):
 
 
 def toy(home: Path, out: Path, **changes: Any) -> list[dict[str, Any]]:
+    own = {"vine_rollouts": 2} if changes["algorithm"] == "vineppo" else {"critic_warmup": 2}
     cfg = config(
         home, out=out, tasks=(f"{home / 'any.py'}:Done",), steps=14, groups=4, group_size=8, lr=0.004,
-        minibatches=1, max_grad_norm=1.0, vine_rollouts=2, critic_warmup=2, **changes,
+        minibatches=1, max_grad_norm=1.0, **own, **changes,
     )  # fmt: skip
     actor_critic(cfg, mode="quiet")
     return rows(out)
@@ -134,10 +135,13 @@ def test_hacking_shows_and_the_outcome_ends_it(home: Path, tmp_path: Path, monke
 
 @pytest.mark.parametrize("algorithm", ALGORITHMS)
 def test_killed_and_resumed_is_bitwise_the_same(home: Path, tmp_path: Path, algorithm: str):
+    own: dict[str, Any] = {} if algorithm == "vineppo" else {"critic_warmup": 1}
+    own |= {"process": "sum"} if algorithm == "prm" else {}
+
     def cfg(name: str) -> ActorCriticConfig:
         return config(
-            home, out=tmp_path / name, algorithm=algorithm, steps=6, kl=0.05, top_p=0.95, critic_warmup=1,
-            eval_every=2, eval_problems=4, eval_samples=1, checkpoint_every=2, process="sum",
+            home, out=tmp_path / name, algorithm=algorithm, steps=6, kl=0.05, top_p=0.95,
+            eval_every=2, eval_problems=4, eval_samples=1, checkpoint_every=2, **own,
         )  # fmt: skip
 
     seconds = finish(actor_critic, cfg("whole"))

@@ -141,15 +141,15 @@ def test_no_option_is_left_untested():
     ("changes", "sentence"),
     [
         ({"algorithm": "prm", "scorer": None}, "needs a scorer"),
-        ({"scorer": Path("x")}, "asks no scorer"),
+        ({"scorer": Path("x")}, "scorer does nothing with algorithm=ppo"),
         ({"process_only": True}, "without any reward"),
         ({**PRM, "process_only": True}, "pays a chain 0 in all"),
         ({"algorithm": "vineppo", "truncated": "bootstrap"}, "from a critic"),
         ({"algorithm": "vineppo", "overlong_buffer": 4}, "without overlong_buffer"),
         ({"algorithm": "prime", "group_size": 1}, "2 or more"),
-        ({"vine_rollouts": 0}, "must be 1 or more"),
+        ({**VINE, "vine_rollouts": 0}, "must be 1 or more"),
         ({"gamma": 1.5}, "between 0 and 1"),
-        ({"prime_beta": 0.0}, "above 0"),
+        ({**PRIME, "prime_beta": 0.0}, "above 0"),
         ({"overlong_buffer": 20}, "smaller than"),
     ],
 )

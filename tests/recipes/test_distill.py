@@ -18,7 +18,7 @@ from mull.models import hf
 from mull.recipes.distill import DistillConfig, distill, prepared
 from mull.tasks.load import load_task
 from tests.recipes.test_resume import broken_run, finish, same_run
-from tests.recipes.tiny import ENDS, save_tiny, weights
+from tests.recipes.tiny import ENDS, fitting, save_tiny, weights
 
 
 @pytest.fixture
@@ -52,7 +52,7 @@ def config(base: Path, out: str, **options: Any) -> DistillConfig:
         checkpoint_every=2,
         threads=1,
     )
-    return DistillConfig(**{**given, **options})
+    return fitting(DistillConfig, given, options)
 
 
 def rows(out: Path) -> list[dict[str, Any]]:
@@ -227,11 +227,11 @@ def test_chains_that_the_student_cannot_hold_are_left_out_whole(base: Path):
         ({"student": "somewhere"}, "leave out layers, width and init"),
         ({"init": "layers"}, "say how many by layers"),
         ({"init": "layers", "layers": 9, "width": 0}, "cannot take 9"),
-        ({"form": "sampled", "direction": "forward"}, "use form=exact"),
+        ({"form": "sampled", "direction": "forward", "method": "on"}, "use form=exact"),
         ({"groups": 0}, "must be 1 or more"),
         ({"trained_tokens": -1}, "must not be negative"),
-        ({"longest": 12}, "wishes=none has none"),
-        ({"wishes": "tokens", "method": "on"}, "of the teacher's own chains"),
+        ({"longest": 12}, "longest does nothing with wishes=none"),
+        ({"wishes": "tokens", "method": "on"}, "wishes does nothing with method=on"),
     ],
 )
 def test_what_cannot_be_is_refused_before_anything_is_written(base: Path, options: dict[str, Any], sentence: str):

@@ -22,7 +22,7 @@ from mull.recipes.report import report
 from mull.recipes.reported import CLASSES
 from mull.recipes.rl import RLConfig
 from mull.recipes.star import StarConfig, star
-from tests.recipes.tiny import ENDS, save_tiny
+from tests.recipes.tiny import ENDS, fitting, save_tiny
 
 
 @pytest.fixture(scope="module")
@@ -68,11 +68,11 @@ def series(data: dict[str, Any], kind: report_series.Series) -> dict[str, Any]:
 
 
 def critic(home: Path, out: str, **more: Any) -> ActorCriticConfig:
-    cfg = ActorCriticConfig(
+    base = dict(
         **small(home, out), steps=3, groups=2, group_size=4, critic_warmup=1, eval_every=1, eval_problems=4,
         eval_samples=1,
     )  # fmt: skip
-    return replace(cfg, **more)
+    return fitting(ActorCriticConfig, base, more)
 
 
 def test_a_scorers_opinion_stands_beside_the_truth(home: Path):
@@ -96,8 +96,13 @@ def test_a_scorers_opinion_stands_beside_the_truth(home: Path):
 
 @pytest.mark.parametrize("algorithm", ["ppo", "vineppo", "prime"])
 def test_every_algorithm_shows_what_it_has(home: Path, algorithm: Any):
-    cfg = critic(home, algorithm, algorithm=algorithm, vine_rollouts=1, steps=1, keep_low=0.0, keep_high=1.0)
-    actor_critic(replace(cfg, critic_warmup=0), mode="quiet")
+    own: dict[str, dict[str, Any]] = {
+        "ppo": {"critic_warmup": 0},
+        "vineppo": {"vine_rollouts": 1},
+        "prime": {"critic_warmup": 0, "keep_low": 0.0, "keep_high": 1.0},
+    }
+    cfg = critic(home, algorithm, algorithm=algorithm, steps=1, **own[algorithm])
+    actor_critic(cfg, mode="quiet")
     data = shown(report(cfg.out))
     found = series(data, report_series.ACTOR_CRITIC)
     assert ("opinion" in data) == (algorithm == "prime") == ("scorer" in found) == ("critic_right" in found)

@@ -91,10 +91,8 @@ def test_who_learns_to_be_asked_is_asked(home: Path):
 
 def test_distill_stands_beside_its_teacher(home: Path):
     given = {key: value for key, value in common(home, "distill").items() if key != "model"}
-    cfg = DistillConfig(
-        **given, teacher=str(home / "base"), width=16, most_share=0.6, problems=6, samples=4, epochs=2, step_tokens=200,
-        micro_tokens=256,
-    )  # fmt: skip
+    given |= {"teacher": str(home / "base"), "most_share": 0.6, "micro_tokens": 256}
+    cfg = DistillConfig(**given, width=16, problems=6, samples=4, epochs=2, step_tokens=200)
     distill(cfg, mode="quiet")
     data, rows = shown(report(cfg.out)), logged(cfg.out)
     [teacher] = data["pass_at_1"]["controls"]
@@ -114,7 +112,8 @@ def test_distill_stands_beside_its_teacher(home: Path):
     assert points[-1]["flops"] == rows[-1]["flops"] + rows[0]["search_flops"]
     assert {"loss", "grad_norm"} <= set(series(data, report_series.DISTILL))
     assert {"search", "training", "evaluation"} == {phase["phase"] for phase in data["ledger"]}
-    on = replace(cfg, out=home / "on", method="on", width=0, student=str(cfg.out / "model"), steps=2, groups=2)
+    given |= {"out": home / "on", "student": str(cfg.out / "model")}
+    on = DistillConfig(**given, method="on", steps=2, groups=2)
     distill(on, mode="quiet")
     data = shown(report(on.out))
     assert {"kl", "reward", "length"} <= set(series(data, report_series.DISTILL)) and data["model"] == "distill"

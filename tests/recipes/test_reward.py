@@ -27,7 +27,7 @@ from mull.search.choose import AGGREGATES
 from mull.tasks.load import load_task
 from mull.types import Sample
 from tests.recipes.test_resume import broken_run, finish, same_run
-from tests.recipes.tiny import ENDS, save_tiny
+from tests.recipes.tiny import ENDS, fitting, save_tiny
 
 LINES = (
     ENDS
@@ -57,7 +57,7 @@ def base(tmp_path: Path) -> Path:
 
 def config(base: Path, out: str, **options) -> RewardConfig:
     options = {"tasks": (f"{base.parent / 'any.py'}:Lines",), "kind": "orm", **options}
-    return RewardConfig(
+    small = dict(
         model=str(base),
         out=base.parent / out,
         traces=base.parent / "traces",
@@ -75,8 +75,8 @@ def config(base: Path, out: str, **options) -> RewardConfig:
         best_of=2,
         checkpoint_every=2,
         threads=1,
-        **options,
     )
+    return fitting(RewardConfig, small, options)
 
 
 def rows(out: Path) -> list[dict]:
@@ -279,7 +279,7 @@ def test_what_cannot_be_trained_is_said(base: Path):
     for options, match in (
         ({"samples": 1}, "samples=2 or more"),
         ({"best_of": 9}, "best_of=9"),
-        ({"rollouts": 0}, "must be 1 or more"),
+        ({"kind": "omega", "rollouts": 0}, "must be 1 or more"),
     ):
         with pytest.raises(UserError, match=match):
             replace(config(base, "run"), **options)

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any, TypeVar
 
 import torch
 
+from mull.errors import UserError
 from mull.models import hf
 from mull.models.nano import CONTROL_IDS, nano_config, write_tokenizer
 
@@ -38,6 +40,23 @@ def save_tiny(folder: Path, seed: int = 0, max_positions: int = 256) -> Path:
 def weights(folder: Path) -> torch.Tensor:
     """All parameters of a saved model, one behind the other."""
     return torch.cat([p.detach().flatten() for p in hf.load(folder).parameters()])
+
+
+T = TypeVar("T")
+
+
+def fitting(config: type[T], base: dict[str, Any], changes: dict[str, Any]) -> T:
+    """A config of the small values `base` with `changes`. Of the base, what the chosen method does not read is left
+    out, as a user would have to; of the changes, nothing."""
+    base = {key: value for key, value in base.items() if key not in changes}
+    while True:
+        try:
+            return config(**base, **changes)
+        except UserError as e:
+            key, _, why = str(e).partition(" ")
+            if not why.startswith("does nothing with") or key not in base:
+                raise
+            del base[key]
 
 
 ENDS = '''

@@ -130,8 +130,17 @@ class ActorCriticConfig:
             raise UserError("overlong_buffer must be smaller than think_tokens + answer_tokens")
         if self.algorithm == "prm" and self.scorer is None:
             raise UserError("algorithm prm needs a scorer: train one with mull reward and set scorer to its folder")
-        if self.scorer is not None and self.algorithm != "prm":
-            raise UserError(f"algorithm {self.algorithm} asks no scorer: leave scorer out, or set algorithm=prm")
+        values, learnt, judged = ("ppo", "prm"), ("ppo", "prm", "prime"), ("prm", "prime")
+        readers = {
+            **dict.fromkeys(("gae_lambda", "value_lambda", "value_clip"), values),
+            **dict.fromkeys(("gamma", "outcome_weight", "critic_lr", "critic_epochs", "critic_warmup"), learnt),
+            **dict.fromkeys(("scorer", "process", "process_temperature"), ("prm",)),
+            "process_weight": judged,
+            "vine_rollouts": ("vineppo",),
+            **dict.fromkeys(("prime_beta", "keep_low", "keep_high"), ("prime",)),
+        }
+        configs.refuse_unread(self, "algorithm", readers)
+        configs.refuse_unread(self, "process", {"process_temperature": ("min",)})
         if self.process_only and self.algorithm not in ("prm", "prime"):
             raise UserError(f"process_only leaves {self.algorithm} without any reward: it is for prm and prime")
         if self.process_only and self.algorithm == "prm" and self.process == "potential":

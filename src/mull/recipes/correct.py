@@ -109,6 +109,8 @@ class CorrectConfig:
                 f"stage1_steps={self.stage1_steps} is more than steps={self.steps}, and stage II would never come: "
                 "set it lower, or equal for stage I alone"
             )
+        score = dict.fromkeys(("stage1_steps", "alpha", "beta2", "credit", "baseline"), ("score",))
+        configs.refuse_unread(self, "method", {**score, "beta1": ("score", "first")})
         if not self.instruction.strip():
             raise UserError("the instruction is empty: say what asks for the second attempt")
 

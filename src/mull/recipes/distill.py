@@ -130,12 +130,13 @@ class DistillConfig:
             )
         if self.init == "layers" and (self.width or not self.layers):
             raise UserError("init=layers takes layers of the teacher as they are: say how many by layers, and no width")
-        if self.longest and self.wishes != "words":
-            raise UserError(
-                f"longest says what effort words stand for, and wishes={self.wishes} has none: leave it out"
-            )
-        if self.longest < 0 or (self.wishes != "none" and self.method == "on"):
-            raise UserError("wishes are of the teacher's own chains (method=off), and longest is a number of tokens")
+        if self.longest < 0:
+            raise UserError("longest must not be negative: it is a number of tokens, or 0 for all a chain may have")
+        configs.refuse_unread(self, "wishes", {"longest": ("words",)})
+        off = ("keep", "wishes", "strategy", "scorer", "traces", "trace_seed", "problems", "samples")
+        off += ("epochs", "trained_tokens", "step_tokens")
+        on = ("form", "direction", "steps", "groups", "group_size")
+        configs.refuse_unread(self, "method", {**dict.fromkeys(off, ("off",)), **dict.fromkeys(on, ("on",))})
         if self.form == "sampled" and self.direction == "forward":
             raise UserError("the sampled form is of the reverse KL: use form=exact for the forward one")
 

@@ -117,6 +117,16 @@ class DPOConfig:
             raise UserError("problems, samples, epochs, most and paths must be 1 or more")
         if not 0 <= self.outcomes <= 1 or self.theta < 0 or self.beta <= 0:
             raise UserError("outcomes must be between 0 and 1, theta 0 or more, and beta above 0")
+        paired = ("pairs", "theta", "outcomes", "least", "most", "longer")
+        preference = ("reference", "beta", "form", "normalised", "nll")
+        readers = {
+            **dict.fromkeys((*paired, *preference), ("dpo", "both")),
+            **dict.fromkeys(("paths", "weight"), ("sft", "both")),
+            "sft_weight": ("both",),
+        }
+        configs.refuse_unread(self, "method", readers)
+        steps = dict.fromkeys(("theta", "outcomes", "least"), ("steps", "both"))
+        configs.refuse_unread(self, "pairs", {**steps, "longer": ("short",)})
         if self.method != "sft" and self.reference == "stored" and self.temperature != 1:
             raise UserError(
                 f"log-probabilities sampled at temperature={self.temperature} are not the policy's own: search at 1, "

@@ -136,6 +136,7 @@ class FlywheelConfig:
         counts = "turns problems samples each pairs epochs patience valid_problems eval_samples checkpoint_every"
         if wrong := [name for name in counts.split() if getattr(self, name) < 1]:
             raise UserError(f"{wrong[0]}={getattr(self, wrong[0])} must be at least 1")
+        configs.refuse_unread(self, "method", {"beta": ("dpo",), "nll": ("dpo",)})
         if not 0 <= self.again <= 1 or self.beta <= 0 or self.temperature < 0:
             raise UserError("again must be a share between 0 and 1, beta above 0, and temperature not negative")
         if self.near is not None and not 0 < self.near <= 1:
@@ -144,10 +145,10 @@ class FlywheelConfig:
     @property
     def lesson(self) -> DPOConfig:
         """What `dpo.learn` reads."""
-        return DPOConfig(
-            method=self.method, reference="model", beta=self.beta, nll=self.nll, micro_tokens=self.micro_tokens,
-            device=self.device, dtype=self.dtype,
-        )  # fmt: skip
+        common: dict[str, Any] = {"micro_tokens": self.micro_tokens, "device": self.device, "dtype": self.dtype}
+        if self.method == "sft":
+            return DPOConfig(method="sft", **common)
+        return DPOConfig(method="dpo", reference="model", beta=self.beta, nll=self.nll, **common)
 
 
 # ------------------------------------------------------------------------------------------------ the loop

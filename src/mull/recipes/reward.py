@@ -103,6 +103,15 @@ class RewardConfig:
             raise UserError(f"more_layers={self.more_layers} must be 0 or more")
         if self.max_steps < 0:
             raise UserError(f"max_steps={self.max_steps} must be 0 or more")
+        steps, continued = ("prm", "prm-rollouts", "omega"), ("prm-rollouts", "omega")
+        readers = {
+            **dict.fromkeys(("rollouts", "rollout_chains"), continued),
+            "hard": ("prm-rollouts",),
+            "loss": ("orm", *steps),
+            "lm_weight": ("orm", *steps),
+            "every_token": steps,
+        }
+        configs.refuse_unread(self, "kind", readers)
         if self.rollouts < 1 or self.rollout_chains < 1 or self.epochs < 1:
             raise UserError("rollouts, rollout_chains and epochs must be 1 or more")
 

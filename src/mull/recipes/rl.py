@@ -119,7 +119,7 @@ class RLConfig:
     def __post_init__(self) -> None:
         if self.group_size < 2:
             raise UserError("group_size must be at least 2: a group's mean is the baseline of its members")
-        self.refuse_unused()
+        self.refuse_unread()
         if self.overlong_buffer >= self.think_tokens + self.answer_tokens:
             raise UserError("overlong_buffer must be smaller than think_tokens + answer_tokens")
         if self.asks_for_length and not (0 < self.wanted[0] <= self.wanted[1] and self.length_alpha > 0):
@@ -137,16 +137,21 @@ class RLConfig:
     def asks_for_length(self) -> bool:
         return self.length.startswith("lcpo")
 
-    def refuse_unused(self) -> None:
-        """UserError for settings of lengths that the way of paying for them does not read."""
-        uses = {
-            **dict.fromkeys(("wanted", "length_alpha", "effort_words"), ("lcpo_exact", "lcpo_max")),
-            "length_weight": ("kimi",),
-            "length_paper": ("lcpo_exact", "kimi", "cosine"),
-        }
-        for key, lengths in uses.items():
-            if self.length not in lengths and getattr(self, key) != getattr(RLConfig, key):
-                raise UserError(f"{key} does nothing with length={self.length}: give length={' or '.join(lengths)}")
+    def refuse_unread(self) -> None:
+        """UserError for settings that the algorithm, or the way of paying for lengths, does not read."""
+        asked = ("lcpo_exact", "lcpo_max")
+        configs.refuse_unread(
+            self,
+            "length",
+            {
+                **dict.fromkeys(("wanted", "length_alpha", "effort_words"), asked),
+                "length_weight": ("kimi",),
+                "length_paper": ("lcpo_exact", "kimi", "cosine"),
+            },
+        )
+        clipped = ("grpo", "dr_grpo", "reinforce_pp", "dapo")
+        readers = {"ratio_cap": ("mull", "rloo", "cispo"), "clip_low": clipped, "clip_high": clipped}
+        configs.refuse_unread(self, "algorithm", readers)
 
     @property
     def most_effort(self) -> Effort | None:

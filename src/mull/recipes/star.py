@@ -101,6 +101,9 @@ class StarConfig:
         refuse_bad_hint(self.hint)
         if self.iterations < 1 or self.problems < 1 or self.history < 1:
             raise UserError("iterations, problems and history must be at least 1")
+        configs.refuse_unread(self, "rationalize", {"hint": (True,), "rationalized_share": (True,)})
+        if self.replay_share != StarConfig.replay_share and not self.replay:
+            raise UserError("replay_share does nothing without replay: leave it out, or name a task by replay")
         if not 0 <= self.rationalized_share <= 1 or not 0 <= self.replay_share < 1:
             raise UserError("rationalized_share must lie between 0 and 1, and replay_share below 1")
         first, times, plus = self.schedule
@@ -171,12 +174,14 @@ def refuse_impossible(cfg: StarConfig, tasks: Sequence[Checked], chat: Chat, con
     for task in tasks:
         for level in levels_of(task, cfg.levels):
             problem = next(task.stream(level, "train", cfg.seed))
-            prompt = len(chat.prompt(problem.question.text)) + len(chat.encode(cfg.hint + problem.reference.answer))
+            hint = len(chat.encode(cfg.hint + problem.reference.answer)) if cfg.rationalize else 0
+            prompt = len(chat.prompt(problem.question.text)) + hint
             if prompt + cfg.think_tokens + cfg.answer_tokens > most:
+                hinted = " with its hint" if hint else ""
                 raise UserError(
-                    f"a prompt of {task.name} level {level} ({prompt} tokens with its hint), think_tokens="
-                    f"{cfg.think_tokens} and answer_tokens={cfg.answer_tokens} do not fit into {most} tokens (the"
-                    " model's context and micro_tokens bound it): lower them"
+                    f"a prompt of {task.name} level {level} ({prompt} tokens{hinted}), think_tokens={cfg.think_tokens}"
+                    f" and answer_tokens={cfg.answer_tokens} do not fit into {most} tokens (the model's context"
+                    " and micro_tokens bound it): lower them"
                 )
 
 
