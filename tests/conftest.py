@@ -1,5 +1,6 @@
 """One thread per test process (two processes share two cores), and property tests that do not fail for being slow."""
 
+import gc
 import os
 
 for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):  # before anything imports torch or numpy
@@ -27,3 +28,10 @@ def browser():
     browser = chromium.Browser(chromium.find())
     yield browser
     browser.close()
+
+
+def pytest_collection_finish() -> None:
+    """What is imported by now stays to the end: nobody need look through it for garbage again. A report collects after
+    each model, and there a whole process of tests would be gone through."""
+    gc.collect()
+    gc.freeze()
